@@ -1,0 +1,113 @@
+"""From a numpy array of unknown origin to checked float32 samples: used by every array reader."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaekern.data.dataset import Kind
+
+# Above this, neighbouring integers become the same float32.
+LARGEST_EXACT_INTEGER = 2**24
+# Images scaled by careful code still overshoot [0, 1] by a few roundings; more is another scale.
+RANGE_SLACK = 1e-5
+
+
+def to_samples(array: np.ndarray, source: str) -> tuple[Kind, Tensor]:
+    """Recognise [N, D] vectors and [N, H, W], [N, C, H, W] or [N, H, W, C] images (C = 1 or 3).
+
+    Where both channel positions fit, the second axis holds the channels.
+
+    Returns:
+        The kind, and float32 samples: [N, D], or [N, C, H, W] in [0, 1].
+    """
+    shape = list(array.shape)
+    if array.dtype.hasobject or array.dtype.kind not in "buif":
+        raise ValueError(
+            f"{source} must hold real numbers, got dtype {array.dtype}: "
+            f"save it as uint8 or float32."
+        )
+    if array.size == 0:
+        raise ValueError(f"{source} is empty (shape {shape}): supply at least 2 samples.")
+    if array.ndim == 2:
+        return "vector", _vectors(array, source)
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] in (1, 3):
+        pass
+    elif array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    else:
+        raise ValueError(
+            f"{source} must have shape [N, D] (vectors), [N, H, W], [N, C, H, W] or [N, H, W, C] "
+            f"with C 1 or 3 (images), got {shape}: reshape it."
+        )
+    return "image", _images(array, source)
+
+
+def to_labels(array: np.ndarray, count: int, source: str) -> Tensor:
+    """Integer labels [N] or [N, 1] as int64 [N]."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind not in "bui" or array.ndim != 1 or len(array) != count:
+        raise ValueError(
+            f"{source} must hold one integer label for each of the {count} samples, "
+            f"got {array.dtype} with shape {list(array.shape)}."
+        )
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{source} holds label {array.max()}, too large for int64: number the classes from 0."
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _vectors(array: np.ndarray, source: str) -> Tensor:
+    if array.dtype.kind in "ui":
+        # compared as Python integers: abs() of the smallest int64 would overflow
+        low, high = int(array.min()), int(array.max())
+        if max(-low, high) > LARGEST_EXACT_INTEGER:
+            raise ValueError(
+                f"{source} holds integers from {low} to {high}, but float32 is exact only up to "
+                f"{LARGEST_EXACT_INTEGER}: rescale them and save them as float32."
+            )
+    return _finite_float32(array, source)
+
+
+def _images(array: np.ndarray, source: str) -> Tensor:
+    if array.dtype.kind in "ui":
+        if array.dtype != np.uint8:
+            raise ValueError(
+                f"{source} holds images as {array.dtype}, whose white level is unknown: save them "
+                f"as uint8 (0 to 255) or as float32 in [0, 1]."
+            )
+        if array.max() == 1:
+            raise ValueError(
+                f"{source} holds uint8 images of only 0 and 1, which uint8's scale of 0 to 255 "
+                f"makes black: save them with .astype(bool), or multiply them by 255."
+            )
+        # np.divide with an explicit dtype makes one float32 array and no float64 one
+        return torch.from_numpy(np.ascontiguousarray(np.divide(array, 255, dtype=np.float32)))
+    images = _finite_float32(array, source)
+    low, high = float(images.min()), float(images.max())
+    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+        raise ValueError(
+            f"{source} holds float images from {low:g} to {high:g}, but images must lie in [0, 1]: "
+            f"rescale them, or reshape them to [N, D] to train on them as unbounded vectors."
+        )
+    return images.clamp_(0, 1)
+
+
+def _finite_float32(array: np.ndarray, source: str) -> Tensor:
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below, as inf
+        # a copy, so that the caller's array and a memory-mapped file are never written to
+        samples = torch.from_numpy(np.array(array, dtype=np.float32, order="C", copy=True))
+    bad = ~torch.isfinite(samples)
+    if bad.any():
+        first = tuple(torch.nonzero(bad)[0].tolist())
+        raise ValueError(
+            f"{source} must be finite in float32, but {int(bad.sum())} of {samples.numel()} values "
+            f"are not; the first, at {list(first)}, is {array[first]}: remove those samples or "
+            f"fill the gaps."
+        )
+    return samples

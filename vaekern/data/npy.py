@@ -1,0 +1,144 @@
+"""Arrays saved by numpy: .npy and .npz. Nothing in them is ever unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from vaekern.data.arrays import to_labels, to_samples
+from vaekern.data.dataset import Dataset, Kind, split_dataset
+from vaekern.data.resize import fit_square
+from vaekern.data.source import ReadOptions, existing
+
+NPY_MAGIC = b"\x93NUMPY"
+ZIP_MAGIC = b"PK"
+
+
+class Names(NamedTuple):
+    """Names of the arrays in an .npz file; all but the first may be absent from the file."""
+
+    train: str
+    train_labels: str
+    test: str
+    test_labels: str
+
+
+# One row per convention, tried in order.
+CONVENTIONS = (
+    Names("x_train", "y_train", "x_test", "y_test"),
+    Names("train_images", "train_labels", "test_images", "test_labels"),
+    Names("train", "train_labels", "test", "test_labels"),
+    Names("x", "y", "x_test", "y_test"),
+    Names("images", "labels", "test_images", "test_labels"),
+    Names("data", "labels", "test_data", "test_labels"),
+    Names("imgs", "labels", "test_imgs", "test_labels"),
+)
+
+
+def read_npy(argument: str, options: ReadOptions) -> Dataset:
+    """One array, or an .npz with samples and perhaps labels and a test set.
+
+    Where there is no test set, ``test_fraction`` of the samples becomes one.
+    """
+    path = existing(argument, directory=False)
+    arrays = _load(path)
+    kind, train, train_labels = _part(arrays, "train", "train_labels", path, options)
+    if "test" not in arrays:
+        return split_dataset(
+            path.stem,
+            kind,
+            train,
+            train_labels,
+            test_fraction=options.test_fraction,
+            seed=options.seed,
+            source=str(path),
+        )
+    test_kind, test, test_labels = _part(arrays, "test", "test_labels", path, options)
+    if test_kind != kind:
+        raise ValueError(
+            f"{path} holds {kind}s to train on and {test_kind}s to test on: "
+            f"save both with the same axes."
+        )
+    return Dataset(
+        name=path.stem,
+        kind=kind,
+        train=train,
+        test=test,
+        train_labels=train_labels,
+        test_labels=test_labels,
+        value_range=(0.0, 1.0) if kind == "image" else None,
+    )
+
+
+def _part(
+    arrays: dict[str, np.ndarray], samples: str, labels: str, path: Path, options: ReadOptions
+) -> tuple[Kind, Tensor, Tensor | None]:
+    kind, values = to_samples(arrays[samples], str(path))
+    if kind == "image":
+        values = fit_square(values, options.image_size)
+    else:
+        options.without_image_size(str(path))
+    if labels not in arrays:
+        return kind, values, None
+    return kind, values, to_labels(arrays[labels], len(values), f"{labels} of {path}")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by the role they play: train, train_labels, test, test_labels."""
+    with path.open("rb") as file:
+        magic = file.read(len(NPY_MAGIC))
+    try:
+        if magic == NPY_MAGIC:
+            # mapping checks the announced size against the file's before anything is allocated
+            return {"train": np.load(path, mmap_mode="r", allow_pickle=False)}
+        if magic[: len(ZIP_MAGIC)] == ZIP_MAGIC:
+            with np.load(path, allow_pickle=False) as archive:
+                roles = _roles(list(archive.files), path)
+                return {role: archive[name] for role, name in roles.items()}
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise ValueError(_damaged(path, error)) from None
+    except _NoRole:
+        raise
+    except ValueError as error:
+        if "object" in str(error).lower():  # numpy: "Object arrays ...", "Python objects in dtype."
+            raise ValueError(
+                f"{path} holds an object array, which only pickle can read, and pickled data may "
+                f"run code: save it as a plain array of numbers, for example with "
+                f"array.astype('float32')."
+            ) from None
+        raise ValueError(_damaged(path, error)) from None
+    raise ValueError(
+        f"{path} is not a .npy or .npz file (it starts with {magic.hex(' ') or 'nothing'}): "
+        f"write it with numpy.save or numpy.savez."
+    )
+
+
+class _NoRole(ValueError):
+    """No array of an .npz has a known name."""
+
+
+def _roles(names: list[str], path: Path) -> dict[str, str]:
+    if len(names) == 1:
+        return {"train": names[0]}
+    for convention in CONVENTIONS:
+        if convention.train in names:
+            return {r: n for r, n in convention._asdict().items() if n in names}
+    known = ", ".join(dict.fromkeys(convention.train for convention in CONVENTIONS))
+    raise _NoRole(
+        f"{path} holds arrays named {', '.join(sorted(names)) or 'nothing at all'}: "
+        f"name the samples one of {known}, or save one array only."
+    )
+
+
+def _damaged(path: Path, error: BaseException) -> str:
+    size = path.stat().st_size
+    reason = str(error).rstrip(".") or type(error).__name__
+    return (
+        f"{path} is truncated or damaged ({size} bytes found; {reason}): "
+        f"write or download it again."
+    )

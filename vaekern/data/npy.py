@@ -97,7 +97,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             # mapping checks the announced size against the file's before anything is allocated
             return {"train": np.load(path, mmap_mode="r", allow_pickle=False)}
         if magic[: len(ZIP_MAGIC)] == ZIP_MAGIC:
-            with np.load(path, allow_pickle=False) as archive:
+            # opened here, because numpy leaves the file open when the archive is damaged
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 roles = _roles(list(archive.files), path)
                 return {role: archive[name] for role, name in roles.items()}
     except (EOFError, OSError, zipfile.BadZipFile, zlib.error, MemoryError) as error:

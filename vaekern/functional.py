@@ -1,0 +1,530 @@
+"""Gaussian VAE objectives as functions: the only place that validates, broadcasts and reduces.
+
+Conventions of every function here: the batch is the first axis and all axes after it are features (or
+latent dimensions); ``logvar`` is log sigma^2; values are nats, constants included; arithmetic is
+float32 or better whatever the inputs' dtype, a value is float64 for float64 input and float32
+otherwise, and each gradient has its input's dtype.
+
+reduction: "batchmean" = mean over the batch of values summed over their dimensions; "sum" = B times
+that; "mean" = batchmean divided by the number of dimensions; "none" = one value per sample, [B].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from . import _checks, ops, reference
+from .backends import has_kernel
+from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
+
+SMALLEST_EPS = 1e-30  # eps keeps log(0 + eps) and 1 / (0 + eps) finite in float32
+_F32 = torch.float32
+_F64 = torch.float64
+
+
+def _narrow(*tensors: Tensor | None) -> bool:
+    """Reject what is no floating tensor; say whether some input is half precision."""
+    narrow = False
+    for t in tensors:
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            _checks.not_floating(_name(t, tensors), t)
+        dtype = t.dtype
+        if dtype is not _F32 and dtype is not _F64:
+            if dtype not in _checks.FLOATS:
+                _checks.not_floating(_name(t, tensors), t)
+            narrow = True
+    return narrow
+
+
+def _name(t: object, tensors: tuple[Tensor | None, ...]) -> str:
+    names = (
+        "mu",
+        "logvar",
+        "scale_tril",
+        "prior_mu",
+        "prior_logvar",
+        "x_hat",
+        "x",
+        "x_logvar",
+    )  # the order of every call below
+    return names[next(i for i, other in enumerate(tensors) if other is t)]
+
+
+def _expand_x_logvar(x_logvar: Tensor, x: Tensor) -> Tensor:
+    """As it is for the layouts the kernels know (one number, per sample, per dimension, per element);
+    any other broadcast as an expanded view, whose gradient autograd sums back."""
+    shape = x_logvar.shape
+    if shape == x.shape or x_logvar.numel() == 1:
+        return x_logvar
+    _checks.broadcasts("x_logvar" if x_logvar.dim() else "logvar", x_logvar, "x", x)
+    if shape == x.shape[1:] or shape == (1, *x.shape[1:]):
+        return x_logvar
+    if len(shape) == x.dim() and shape[0] == x.shape[0] == x_logvar.numel():
+        return x_logvar
+    return x_logvar.expand(x.shape)
+
+
+def world(process_group: object, training: bool = True) -> object | None:
+    """The process group over which a batch statistic is to be taken, or None for this process alone."""
+    if process_group is False or not training:
+        return None
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        if process_group is not None:
+            raise ValueError(
+                "process_group was given, but torch.distributed is not initialised; call "
+                "torch.distributed.init_process_group first, or pass process_group=False"
+            )
+        return None
+    group = process_group if process_group is not None else distributed.group.WORLD
+    return group if distributed.get_world_size(group) > 1 else None  # type: ignore[arg-type]
+
+
+def gaussian_nll(
+    x_hat: Tensor,
+    x: Tensor,
+    logvar: Tensor | float,
+    *,
+    activation: str | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Gaussian negative log-likelihood with a known log-variance.
+
+    .. math:: \tfrac12 \sum_i \Big[ \tfrac1L \sum_l (\hat x_{li} - x_i)^2 / \sigma_i^2
+              + \log \sigma_i^2 + \log 2\pi \Big]
+
+    Args:
+        x_hat: decoder mean [B, ...], or [L, B, ...] for L posterior samples; with ``activation``
+            the logits (the gradient then goes to them).
+        x: data [B, ...]; gets its gradient when it requires one.
+        logvar: log sigma^2: a number, or a tensor that broadcasts to x (one number, per dimension,
+            per channel, per sample as [B, 1, ...], per element). Gets its gradient.
+        activation: None, "sigmoid" or "tanh", applied to x_hat inside the kernel.
+        reduction: "batchmean", "sum", "mean" or "none".
+
+    Returns:
+        A scalar in nats, or [B] for "none".
+
+    Raises:
+        TypeError: a tensor is not float32, float64, bfloat16 or float16.
+        ValueError: shapes do not match, or an option is unknown.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import gaussian_nll
+        >>> x = torch.zeros(2, 4)
+        >>> round(float(gaussian_nll(x + 1, x, 0.0)), 4)  # 4/2 (1 + log 2 pi)
+        5.6758
+
+    Source: Dai & Wipf 2019, section 1, with sigma^2 = gamma.
+    """
+    _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
+    _checks.option("activation", activation, ACTIVATIONS)
+    if isinstance(logvar, (int, float)):
+        logvar = torch.full((1,), float(logvar), dtype=x.dtype, device=x.device)
+    narrow = _narrow(None, None, None, None, None, x_hat, x, logvar)
+    _checks.reconstruction(x_hat, x)
+    _checks.floating(x_hat=x_hat, x=x, logvar=logvar)
+    options = Options(1, ACTIVATIONS[activation], REDUCTIONS[reduction])
+    logvar = _expand_x_logvar(logvar, x)
+    return ops.loss(options, has_kernel(x.device.type), narrow, None, x_hat, x, logvar)[0]
+
+
+def mle_nll(
+    x_hat: Tensor,
+    x: Tensor,
+    covariance: str = "iso-i",
+    *,
+    eps: float = 1e-6,
+    activation: str | None = None,
+    reduction: str = "batchmean",
+    process_group: object = None,
+) -> Tensor:
+    r"""Gaussian negative log-likelihood at the maximum-likelihood decoder variance (log-MSE).
+
+    With r = x_hat - x, D features, E_B the batch mean and E_L the mean over posterior samples, per
+    sample:
+
+    .. math::
+        \text{iso-i}:&\ \tfrac D2 (\log(E_B E_L |r|^2 / D) + 1 + \log 2\pi) \\
+        \text{iso-d}:&\ \tfrac D2 (\log(E_L |r|^2 + \epsilon) - \log D + 1 + \log 2\pi) \\
+        \text{diag-i}:&\ \tfrac12 \sum_i \log(E_B E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi) \\
+        \text{diag-d}:&\ \tfrac12 \sum_i \log(E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi)
+
+    The paper drops the constants; here they are kept, so that the four can be compared.  The gradient
+    is that of :func:`gaussian_nll` at the (detached) estimate.  The -i modes couple the batch:
+    average gradients over micro-batches and you optimise something else.
+
+    Args:
+        x_hat: [B, ...] or [L, B, ...]; with ``activation`` the logits.
+        x: [B, ...].
+        covariance: "iso-i", "iso-d", "diag-i" or "diag-d".
+        eps: added inside the log (of the SUM for iso-d; iso-i has none and keeps its argument at
+            or above the smallest normal number), so that a residual of zero stays finite.
+        activation, reduction: as in :func:`gaussian_nll`. "none" gives for the -i modes the
+            per-sample NLL at the batch's estimate, whose mean is the objective.
+        process_group: where the -i modes take their batch mean: None = the default group when
+            torch.distributed is initialised, False = this process alone.
+
+    Returns:
+        A scalar in nats, or [B] for "none".
+
+    Raises:
+        TypeError, ValueError: as :func:`gaussian_nll`.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import mle_nll
+        >>> x = torch.zeros(2, 4)
+        >>> round(float(mle_nll(x + 1, x)), 4)  # the estimate is 1
+        5.6758
+
+    Source: Takida et al. 2022, section 5.2 and appendix G (Iso-I, Iso-D, Diag-I, Diag-D).
+    """
+    _checks.option("covariance", covariance, COVARIANCES)
+    _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
+    _checks.option("activation", activation, ACTIVATIONS)
+    _checks.positive("eps", eps, "it keeps zero residuals finite", SMALLEST_EPS)
+    narrow = _narrow(None, None, None, None, None, x_hat, x)
+    _checks.reconstruction(x_hat, x)
+    _checks.floating(x_hat=x_hat, x=x)
+    options = Options(
+        OBJECTIVES[covariance], ACTIVATIONS[activation], REDUCTIONS[reduction], eps=float(eps)
+    )
+    group = world(process_group) if covariance in ("iso-i", "diag-i") else None
+    if group is not None:
+        return _across_ranks(options, group, None, x_hat, x)[0]
+    return ops.loss(options, has_kernel(x.device.type), narrow, None, x_hat, x)[0]
+
+
+def _across_ranks(
+    options: Options,
+    group: object,
+    beta: Tensor | None,
+    x_hat: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    scale_tril: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The -i modes at the variance of all ranks' samples: one all-reduce of (sum, count) in the
+    forward and none in the backward, for the objective's gradient is that of the NLL at the detached
+    estimate.  The ranks' mean is the objective on the joined batch, whatever each rank's share."""
+    diagonal = options.objective == OBJECTIVES["diag-i"]
+    activation = next(name for name, code in ACTIVATIONS.items() if code == options.activation)
+    with torch.no_grad():
+        q = reference.squared_residual(x_hat, x, activation)
+        sums = q.sum(0).flatten() if diagonal else q.flatten(1).mean(1).sum().reshape(1)
+        sums = torch.cat([sums, sums.new_full((1,), float(x.shape[0]))])
+        torch.distributed.all_reduce(sums, group=group)  # type: ignore[arg-type]
+        count = sums[-1].clamp_min(1)
+        v = sums[:-1] / count
+    value, statistics = ops.loss(
+        options, False, False, beta, x_hat, x, None, mu, logvar, scale_tril,
+        variance=v.view(x.shape[1:]) if diagonal else v.reshape(()),
+    )  # fmt: skip
+    if options.reduction in (REDUCTIONS["batchmean"], REDUCTIONS["mean"]):
+        ranks = torch.distributed.get_world_size(group)  # type: ignore[arg-type]
+        value = value * (x.shape[0] * ranks / count)
+    return value, statistics
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""KL divergence from a diagonal Gaussian to N(0, I), or to a given diagonal Gaussian.
+
+    .. math:: \tfrac12 \sum_j \big[ (\mu_j - m_j)^2 / s_j^2 + e^{t_j} - 1 - t_j \big],
+              \quad t_j = \log\sigma_j^2 - \log s_j^2
+
+    without cancellation near the prior.
+
+    Args:
+        mu, logvar: the posterior's mean and log sigma^2, [B, ...].
+        prior_mu, prior_logvar: m and log s^2, broadcasting to mu; default 0. They get gradients too.
+        reduction: "batchmean", "sum", "mean", "none" ([B]) or "dims": per latent dimension, the mean
+            over the batch, shape of one sample; its sum is "batchmean".
+
+    Returns:
+        A scalar in nats, [B] or [...].
+
+    Raises:
+        TypeError, ValueError: as :func:`gaussian_nll`.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import gaussian_kl
+        >>> float(gaussian_kl(torch.ones(5, 2), torch.zeros(5, 2)))
+        1.0
+
+    Source: Rolinek et al. 2019, eq. (4); Kingma & Welling 2014, appendix B.
+    """
+    _checks.option("reduction", reduction, REDUCTIONS)
+    narrow = _narrow(mu, logvar, None, prior_mu, prior_logvar)
+    _checks.latent(mu, logvar, None)
+    _checks.floating(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    prior_mu = _expand_prior("prior_mu", prior_mu, mu)
+    prior_logvar = _expand_prior("prior_logvar", prior_logvar, mu)
+    return ops.loss(
+        Options(0, 0, REDUCTIONS[reduction]), has_kernel(mu.device.type), narrow, None,
+        mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar,
+    )[0]  # fmt: skip
+
+
+def _expand_prior(name: str, prior: Tensor | None, mu: Tensor) -> Tensor | None:
+    if prior is None or prior.shape == mu.shape:
+        return prior
+    _checks.broadcasts(name, prior, "mu", mu)
+    return prior.expand(mu.shape)
+
+
+def full_gaussian_kl(mu: Tensor, scale_tril: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    r"""KL(N(mu, L L^T) || N(0, I)) for a full-covariance posterior given by its Cholesky factor.
+
+    .. math:: \tfrac12 (\|L\|_F^2 + \|\mu\|^2 - d) - \sum_j \log L_{jj}
+
+    Args:
+        mu: [B, d].
+        scale_tril: L [B, d, d] with positive diagonal; what stands above the diagonal is ignored.
+        reduction: as :func:`gaussian_kl`; "dims" splits the sum over the rows of L:
+            1/2 (|L_j|^2 + mu_j^2 - 1) - log L_jj.
+
+    Returns:
+        A scalar in nats, [B] or [d].
+
+    Raises:
+        TypeError, ValueError: as :func:`gaussian_nll`.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import full_gaussian_kl
+        >>> float(full_gaussian_kl(torch.ones(3, 2), torch.eye(2).expand(3, 2, 2)))
+        1.0
+
+    Source: Rolinek et al. 2019, supplement B.3 (the beta-VAE with full covariance).
+    """
+    _checks.option("reduction", reduction, REDUCTIONS)
+    narrow = _narrow(mu, None, scale_tril)
+    _checks.latent(mu, None, scale_tril)
+    _checks.floating(mu=mu, scale_tril=scale_tril)
+    return ops.loss(
+        Options(0, 0, REDUCTIONS[reduction]), has_kernel(mu.device.type), narrow, None,
+        mu=mu, scale_tril=scale_tril,
+    )[0]  # fmt: skip
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    scale_tril: Tensor | None = None,
+    samples: int | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Draw from the posterior: z = mu + exp(logvar / 2) noise, or mu + L noise.
+
+    Args:
+        mu: [B, ...] ([B, d] with scale_tril).
+        logvar: log sigma^2 of mu's shape, or
+        scale_tril: L [B, d, d].
+        samples: L > 0 draws at once, z [L, B, ...]; None draws one, z [B, ...].
+        noise: standard normal numbers of z's shape; then the call is a function. Default: drawn by
+            torch.randn (in float32 for half-precision mu) from
+        generator: a torch.Generator on mu's device.
+
+    Returns:
+        z, in mu's dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`gaussian_nll`, or both noise and generator.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import reparameterize
+        >>> mu = torch.zeros(2, 3)
+        >>> reparameterize(mu, mu, noise=torch.ones(2, 3)).sum().item()
+        6.0
+
+    Source: Kingma & Welling 2014, section 2.4.
+    """
+    _narrow(mu, logvar, scale_tril)
+    noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
+    return _draw(False, mu, logvar, scale_tril, noise)  # type: ignore[return-value]
+
+
+def sample_and_kl(
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    scale_tril: Tensor | None = None,
+    samples: int | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize` and the KL to N(0, I) of every sample, in one pass.
+
+    Args and errors: as :func:`reparameterize`.
+
+    Returns:
+        (z, kl): z [B, ...] or [L, B, ...] in mu's dtype, and kl [B] in nats.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.functional import sample_and_kl
+        >>> z, kl = sample_and_kl(torch.ones(4, 2), torch.zeros(4, 2), samples=3)
+        >>> list(z.shape), kl.tolist()
+        ([3, 4, 2], [1.0, 1.0, 1.0, 1.0])
+
+    Source: Kingma & Welling 2014, section 2.4 and appendix B.
+    """
+    _narrow(mu, logvar, scale_tril)
+    noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
+    return _draw(True, mu, logvar, scale_tril, noise)  # type: ignore[return-value]
+
+
+def _noise(
+    mu: Tensor,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    samples: int | None,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    _checks.latent(mu, logvar, scale_tril)
+    _checks.floating(mu=mu, logvar=logvar, scale_tril=scale_tril, noise=noise)
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be a positive number, got {samples}; None draws one")
+    shape = mu.shape if samples is None else (samples, *mu.shape)
+    if noise is None:
+        dtype = _F64 if mu.dtype is _F64 else _F32
+        return torch.randn(shape, generator=generator, dtype=dtype, device=mu.device)
+    if generator is not None:
+        raise ValueError("noise and generator cannot both be given; drop one of them")
+    if noise.shape != shape and (samples is not None or noise.shape[1:] != mu.shape):
+        raise ValueError(
+            f"noise must have the shape of z, got {_checks.shape_text(noise)} where z is "
+            f"{list(shape)}; draw it with torch.randn({list(shape)})"
+        )
+    return noise
+
+
+def _draw(
+    kl: bool, mu: Tensor, logvar: Tensor | None, scale_tril: Tensor | None, noise: Tensor
+) -> Tensor | tuple[Tensor, Tensor]:
+    # a gradient for the noise itself is rare: the reference gives it
+    kernel = has_kernel(mu.device.type) and not noise.requires_grad
+    return ops.sample(kernel, kl, mu, logvar, scale_tril, noise)
+
+
+def gaussian_vae_loss(
+    options: Options,
+    x_hat: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor | None,
+    x_logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    beta: Tensor | None,
+    process_group: object,
+) -> tuple[Tensor, Tensor]:
+    """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss)."""
+    narrow = _narrow(mu, logvar, scale_tril, None, None, x_hat, x, x_logvar)
+    if x_hat.shape != x.shape or x.dim() == 0 or not x.numel():
+        _checks.reconstruction(x_hat, x)
+    if logvar is None or scale_tril is not None or logvar.shape != mu.shape or mu.dim() == 0:
+        _checks.latent(mu, logvar, scale_tril)
+    if x.shape[0] != mu.shape[0]:
+        _checks.same_batch(x, mu)
+    device = x.device
+    if (
+        x_hat.device != device
+        or mu.device != device
+        or (logvar is not None and logvar.device != device)
+        or x_logvar is not None
+        or scale_tril is not None
+    ):
+        _checks.floating(
+            x=x, x_hat=x_hat, mu=mu, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril
+        )
+    if x_logvar is not None:
+        x_logvar = _expand_x_logvar(x_logvar, x)
+    if process_group is not None:
+        return _across_ranks(options, process_group, beta, x_hat, x, mu, logvar, scale_tril)
+    return ops.loss(
+        options, has_kernel(device.type), narrow, beta, x_hat, x, x_logvar, mu, logvar, scale_tril
+    )
+
+
+class LossComponents(NamedTuple):
+    """``loss`` carries the graph; the other fields are detached."""
+
+    loss: Tensor
+    reconstruction: Tensor  # reduced like the loss, as are kl and mse
+    kl: Tensor  # without beta
+    kl_per_dim: (
+        Tensor  # mean over the batch, one sample's latent shape; its sum is the batchmean kl
+    )
+    x_logvar: Tensor  # the decoder's log sigma^2, as the objective used it
+    mse: Tensor  # E_L |r|^2: summed over the features, unless reduction is "mean"
+
+
+def components(
+    options: Options,
+    loss: Tensor,
+    statistics: Tensor,
+    x_hat: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor | None,
+    x_logvar: Tensor | None,
+    scale_tril: Tensor | None,
+) -> LossComponents:
+    """The parts of a loss, from its statistics vector."""
+    batch, features = x.shape[0], math.prod(x.shape[1:])
+    rows = statistics[: 3 * batch].view(3, batch)
+    parts = rows
+    if options.reduction != REDUCTIONS["none"]:
+        parts = rows.sum(1)
+        if options.reduction != REDUCTIONS["sum"]:
+            divisor = features if options.reduction == REDUCTIONS["mean"] else 1
+            parts = parts / (max(batch, 1) * divisor)
+    with torch.no_grad():
+        dims = Options(0, 0, REDUCTIONS["dims"], 1.0, *options[4:])
+        kernel = has_kernel(x.device.type)
+        narrow = False  # no gradient is asked for
+        kl_per_dim = ops.loss(
+            dims, kernel, narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril
+        )[0]
+        if x_logvar is not None:
+            decoder = x_logvar.detach().clamp_min(options.x_logvar_min)
+        else:
+            decoder = _mle_logvar(options, rows[1], statistics[3 * batch :], x_hat, x)
+    return LossComponents(loss, parts[0], parts[2], kl_per_dim, decoder, parts[1])
+
+
+def _mle_logvar(
+    options: Options, square: Tensor, variance: Tensor, x_hat: Tensor, x: Tensor
+) -> Tensor:
+    """log of the maximum-likelihood variance: [1], [B, 1, ...], one sample's shape, or x's shape."""
+    if options.objective == OBJECTIVES["iso-i"]:
+        return variance.clamp_min(torch.finfo(variance.dtype).tiny).log()
+    if options.objective == OBJECTIVES["diag-i"]:
+        return (variance + options.eps).log().view(x.shape[1:])
+    if options.objective == OBJECTIVES["iso-d"]:
+        per_sample = (square + options.eps).log() - math.log(math.prod(x.shape[1:]))
+        return per_sample.view(-1, *[1] * (x.dim() - 1))
+    activation = next(name for name, code in ACTIVATIONS.items() if code == options.activation)
+    return (reference.squared_residual(x_hat, x, activation) + options.eps).log()

@@ -1,0 +1,348 @@
+"""Loss modules: they hold options, parameters and buffers; the work is in vaekern.functional."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from . import _checks, functional, ops
+from .functional import LossComponents
+from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
+
+ESTIMATES = ("mle", "learned", "fixed")
+X_LOGVAR_MIN = -20.0  # sigma = 4.5e-5: below it 1 / sigma^2 eats float32's digits
+MOMENTUM = 0.1  # of the running variance, as torch's BatchNorm
+
+
+class GaussianVAELoss(nn.Module):
+    r"""The negative evidence lower bound of a Gaussian VAE, in nats, as one fused operator.
+
+    .. math:: -\log p(x \mid z) + \beta\, \mathrm{KL}(q(z \mid x) \,\|\, N(0, I))
+
+    The decoder's covariance is shared by all data ("-i") or depends on x ("-d"), and is one number
+    ("iso") or one per dimension ("diag"):
+
+    - ``estimate="mle"``: its maximum-likelihood value, which turns the reconstruction term into a
+      log-MSE (:func:`vaekern.functional.mle_nll`; Takida et al. 2022, section 5).
+    - ``estimate="learned"``: trained by gradient.  iso-i and diag-i own the parameter ``x_logvar``
+      = log sigma^2 (give ``loss_fn.parameters()`` to the optimiser, with no weight decay); for
+      iso-d and diag-d the decoder predicts it and the call takes ``x_logvar=``.  Learned iso-i is the
+      objective of Dai & Wipf 2019, with gamma = sigma^2.  Bounded below at -20.
+    - ``estimate="fixed"``: ``variance``.
+
+    Args:
+        covariance: "iso-i", "iso-d", "diag-i" or "diag-d".
+        estimate: "mle", "learned" or "fixed".
+        variance: fixed: a number or a tensor broadcasting to x; learned iso-i and diag-i: the start.
+        x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose buffers
+            otherwise take it from the first batch).
+        beta: weight of the KL; a call may override it.
+        eps: added inside the log of the MLE objectives.
+        activation: None, "sigmoid" or "tanh", applied to x_hat inside the kernel.
+        logvar_clamp: (lo, hi) for the encoder's logvar; its gradient is zero outside.
+        reduction: "batchmean", "sum", "mean" (nats per data dimension) or "none" ([B]).
+        check_finite: raise on NaN or infinite inputs; synchronises the device.
+        process_group: where the -i MLE modes take their batch mean while training: None = the
+            default group when torch.distributed is initialised; False = this process alone.
+
+    Call:
+        ``loss_fn(x_hat, x, mu, logvar)`` with x_hat [B, ...] or [L, B, ...], x [B, ...], mu and
+        logvar [B, ...], or ``scale_tril=L`` [B, d, d] in place of logvar.  Returns a scalar ([B] for
+        "none"): float64 for float64 input, else float32.  Any mix of float32, float64, bfloat16 and
+        float16 is accepted; each gradient has its input's dtype.
+
+    Buffers of the MLE modes, updated in training mode only: ``last_variance`` and
+    ``running_variance`` (iso-i one number; diag-i x's shape; -d modes their mean, one number).
+    ``eval()`` does not change the loss; sampling and likelihood estimates read the running one.
+
+    Raises:
+        ValueError, TypeError: one sentence naming the argument, before anything is computed.
+        RuntimeError: the gradient is differentiated a second time.
+
+    Example:
+        >>> import torch, vaekern
+        >>> loss_fn = vaekern.GaussianVAELoss("iso-i", "fixed", variance=1.0)
+        >>> x = torch.zeros(2, 4)
+        >>> mu = logvar = torch.zeros(2, 3)
+        >>> round(float(loss_fn(x + 1, x, mu, logvar)), 4)  # 4/2 (1 + log 2 pi)
+        5.6758
+
+    Source: Dai & Wipf 2019, section 1; Takida et al. 2022, section 5 and appendix G.
+    """
+
+    last_variance: Tensor | None
+    running_variance: Tensor | None
+
+    def __init__(
+        self,
+        covariance: str = "iso-i",
+        estimate: str = "mle",
+        *,
+        variance: float | Tensor = 1.0,
+        x_shape: tuple[int, ...] | torch.Size | int | None = None,
+        beta: float = 1.0,
+        eps: float = 1e-6,
+        activation: str | None = None,
+        logvar_clamp: tuple[float, float] | None = None,
+        reduction: str = "batchmean",
+        check_finite: bool = False,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        _checks.option("covariance", covariance, COVARIANCES)
+        _checks.option("estimate", estimate, ESTIMATES)
+        _checks.option("activation", activation, ACTIVATIONS)
+        _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
+        _checks.positive("eps", eps, "it keeps zero residuals finite", functional.SMALLEST_EPS)
+        _checks.beta(beta)
+        if x_shape is not None:
+            x_shape = torch.Size((x_shape,) if isinstance(x_shape, int) else x_shape)
+        lo, hi = _checks.clamp("logvar_clamp", logvar_clamp, ops.UNBOUNDED)
+        self.covariance, self.estimate = covariance, estimate
+        self.reduction, self.activation = reduction, activation
+        self.x_shape, self.check_finite, self.process_group = x_shape, check_finite, process_group
+        self.logvar_clamp = logvar_clamp
+        self._options = Options(
+            OBJECTIVES[covariance if estimate == "mle" else "gaussian"],
+            ACTIVATIONS[activation],
+            REDUCTIONS[reduction],
+            float(beta),
+            float(eps),
+            lo,
+            hi,
+            X_LOGVAR_MIN if estimate == "learned" else -ops.UNBOUNDED,
+        )
+        self._takes_x_logvar = estimate == "learned" and covariance in ("iso-d", "diag-d")
+        self._batch_coupled = estimate == "mle" and covariance in ("iso-i", "diag-i")
+        self._unwatched: list[bool] = [False]
+        if estimate == "mle":
+            if isinstance(variance, Tensor) or variance != 1.0:
+                raise ValueError(
+                    f"variance is estimated by estimate='mle', got variance={variance!r}; drop it, or "
+                    "use estimate='fixed' or 'learned'"
+                )
+            self._make_buffers(x_shape if covariance == "diag-i" else torch.Size((1,)))
+        else:
+            self._make_x_logvar(torch.as_tensor(variance, dtype=torch.get_default_dtype()))
+
+    @property
+    def beta(self) -> float:
+        return self._options.beta
+
+    @property
+    def eps(self) -> float:
+        return self._options.eps
+
+    def _make_buffers(self, shape: torch.Size | None) -> None:
+        for name in ("last_variance", "running_variance"):
+            buffer = None if shape is None else torch.zeros(shape)
+            self.register_buffer(name, buffer)
+
+    def _make_x_logvar(self, variance: Tensor) -> None:
+        if not bool((variance > 0).all()) or not bool(torch.isfinite(variance).all()):
+            raise ValueError(
+                f"variance must be positive and finite, got {variance!r}; it is sigma^2, not log sigma"
+            )
+        logvar = variance.log()
+        if self.estimate == "fixed":
+            self.register_buffer("x_logvar", logvar.reshape(1) if logvar.dim() == 0 else logvar)
+            return
+        if self._takes_x_logvar:
+            return  # the decoder's output
+        shape: torch.Size | None = torch.Size((1,))
+        if self.covariance == "diag-i":
+            shape = self.x_shape
+            if shape is None:
+                raise ValueError(
+                    "x_shape must be given for covariance='diag-i' with estimate='learned', got None; "
+                    "pass one sample's shape, e.g. x_shape=x.shape[1:]"
+                )
+        assert shape is not None
+        try:
+            start = logvar.expand(shape).clone()
+        except RuntimeError:
+            raise ValueError(
+                f"variance must broadcast to {list(shape)}, got {_checks.shape_text(variance)}; "
+                "pass a number or a tensor of one sample's shape"
+            ) from None
+        self.x_logvar = nn.Parameter(start)
+        _watch(self)
+
+    def forward(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        x_logvar: Tensor | None = None,
+        scale_tril: Tensor | None = None,
+        beta: float | Tensor | None = None,
+    ) -> Tensor:
+        return self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta)[0]
+
+    def components(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor | None = None,
+        *,
+        x_logvar: Tensor | None = None,
+        scale_tril: Tensor | None = None,
+        beta: float | Tensor | None = None,
+    ) -> LossComponents:
+        """The loss with its parts: .loss .reconstruction .kl .kl_per_dim .x_logvar .mse
+
+        ``loss`` is what the call returns, with its graph; the others are detached.  reconstruction,
+        kl and mse (E_L |r|^2) are reduced like the loss; kl_per_dim is the mean over the batch;
+        x_logvar is the decoder's log sigma^2.
+        """
+        loss, statistics = self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta)
+        if self.estimate != "mle" and x_logvar is None:
+            x_logvar = self.x_logvar
+        return functional.components(
+            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril
+        )
+
+    def _evaluate(
+        self,
+        x_hat: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor | None,
+        x_logvar: Tensor | None,
+        scale_tril: Tensor | None,
+        beta: float | Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        options, weight = self._options, None
+        if beta is not None:
+            if isinstance(beta, Tensor):
+                weight = _checks.beta_tensor(beta, mu)
+            else:
+                _checks.beta(beta)
+                options = options._replace(beta=beta)
+        if self.estimate != "mle":
+            x_logvar = self._decoder_logvar(x_logvar, x)
+        elif x_logvar is not None:
+            self._reject_x_logvar(x_logvar)
+        if self.check_finite:
+            _checks.finite(x_hat=x_hat, x=x, mu=mu, logvar=logvar, scale_tril=scale_tril)
+        group = None
+        if self._batch_coupled and self.training:
+            group = functional.world(self.process_group)
+        value, statistics = functional.gaussian_vae_loss(
+            options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group
+        )
+        if self.training and self.estimate == "mle" and x.shape[0]:
+            self._track(statistics[3 * x.shape[0] :], x)
+        return value, statistics
+
+    def _decoder_logvar(self, x_logvar: Tensor | None, x: Tensor) -> Tensor:
+        if not self._takes_x_logvar:
+            if x_logvar is not None:
+                self._reject_x_logvar(x_logvar)
+            own = self.x_logvar
+            if self.estimate == "learned" and self.training:
+                # keep the parameter where its gradient is not cut off; .data: a projection, no use
+                own.data.clamp_(min=X_LOGVAR_MIN)
+                if not torch.compiler.is_compiling():
+                    self._unwatched[0] = True
+            return own
+        if x_logvar is None:
+            raise ValueError(
+                f"x_logvar must be given for covariance={self.covariance!r} with estimate='learned', "
+                "got None; pass the decoder's log sigma^2 as loss_fn(..., x_logvar=...)"
+            )
+        if not isinstance(x_logvar, Tensor):
+            _checks.not_floating("x_logvar", x_logvar)
+        if self.covariance == "diag-d":
+            if x_logvar.shape != x.shape:
+                _checks.same_shape("x_logvar", x_logvar, "x", x)
+            return x_logvar
+        if x_logvar.numel() != x.shape[0] or x_logvar.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"x_logvar must be [B] or [B, 1, ...] for covariance='iso-d', got "
+                f"{_checks.shape_text(x_logvar)} beside x {_checks.shape_text(x)}; give one log "
+                "sigma^2 per sample, or use covariance='diag-d'"
+            )
+        return x_logvar.view(-1, *[1] * (x.dim() - 1))
+
+    def _reject_x_logvar(self, x_logvar: Tensor) -> None:
+        raise ValueError(
+            f"x_logvar must not be given for covariance={self.covariance!r} with estimate="
+            f"{self.estimate!r}, got a tensor {_checks.shape_text(x_logvar)}; drop it, or use "
+            "estimate='learned' with covariance='iso-d' or 'diag-d'"
+        )
+
+    @torch.no_grad()
+    def _track(self, variance: Tensor, x: Tensor) -> None:
+        last, running = self.last_variance, self.running_variance
+        if last is None or running is None or last.numel() != variance.numel():
+            if last is not None and (self.x_shape is not None or bool((last > 0).any())):
+                raise ValueError(
+                    f"x must have samples of shape {list(last.shape)}, got x "
+                    f"{_checks.shape_text(x)}; use one loss module per data shape"
+                )
+            self._make_buffers(x.shape[1:])
+            self.to(x.device)
+            last, running = self.last_variance, self.running_variance
+            assert last is not None and running is not None
+        ops.track(last, running, variance, MOMENTUM, functional.has_kernel(x.device.type))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # diag-i buffers whose shape was taken from the data: take it from the checkpoint
+        saved = state_dict.get(prefix + "last_variance")
+        if saved is not None and self.estimate == "mle" and self.last_variance is None:
+            self._make_buffers(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        text = f"{self.covariance!r}, {self.estimate!r}, reduction={self.reduction!r}"
+        if self.beta != 1.0:
+            text += f", beta={self.beta:g}"
+        if self.activation:
+            text += f", activation={self.activation!r}"
+        return text
+
+
+# A learned variance that no optimiser holds is the commonest silent mistake: it never moves, and the
+# loss still falls.  Every optimiser step after a use of such a loss is looked at, until one holds it.
+_watched: weakref.WeakKeyDictionary[GaussianVAELoss, int] = weakref.WeakKeyDictionary()
+_STEPS_BEFORE_WARNING = 3  # two optimisers that take turns are none of our business
+
+
+def _watch(loss: GaussianVAELoss) -> None:
+    _hook_optimizers()
+    _watched[loss] = 0
+
+
+@functools.cache  # once per process
+def _hook_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for loss, missed in list(_watched.items()):
+        if not loss._unwatched[0]:
+            continue  # not used since the last look
+        loss._unwatched[0] = False
+        parameter = loss.x_logvar
+        if any(p is parameter for group in optimizer.param_groups for p in group["params"]):
+            del _watched[loss]
+        elif missed + 1 < _STEPS_BEFORE_WARNING:
+            _watched[loss] = missed + 1
+        else:
+            del _watched[loss]
+            warnings.warn(
+                "GaussianVAELoss owns a learned variance (x_logvar) that is in no optimiser's step; "
+                "add it with optimizer.add_param_group({'params': loss_fn.parameters(), "
+                "'weight_decay': 0.0})",
+                stacklevel=2,
+            )

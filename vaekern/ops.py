@@ -1,0 +1,409 @@
+"""The registered operators: schema, fake kernel, autograd; the same in eager and in torch.compile.
+
+``vaekern::loss`` is every loss of this package: a reconstruction term (one row of OBJECTIVES) plus
+beta times a Gaussian KL, either part absent, with its reduction.  Where the upstream gradient is one
+number the forward also writes the gradients (three tensors moved instead of five); the backward only
+scales them.  ``vaekern::loss_backward`` recomputes them from the inputs: for per-sample upstream
+gradients, half precision (one rounding, after the upstream factor) and second backward passes.
+``vaekern::sample`` and its backward draw z and the KL in one pass.
+
+A backend fills the slots of these operators; nothing here knows a formula.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cpu, reference
+
+#: Rows of the objective table: name -> code shared with csrc/core.h. A new objective is one row here,
+#: one term per language (csrc/terms.h, reference.py).
+OBJECTIVES = {None: 0, "gaussian": 1, "iso-i": 2, "iso-d": 3, "diag-i": 4, "diag-d": 5}
+COVARIANCES = ("iso-i", "iso-d", "diag-i", "diag-d")
+ACTIVATIONS = {None: 0, "sigmoid": 1, "tanh": 2}
+REDUCTIONS = {"batchmean": 0, "sum": 1, "mean": 2, "none": 3, "dims": 4}
+_NAMES = {
+    table: {code: name for name, code in rows.items()}  # type: ignore[attr-defined]
+    for table, rows in (("o", OBJECTIVES), ("a", ACTIVATIONS), ("r", REDUCTIONS))
+}
+_FIRST_ROWWISE = REDUCTIONS["none"]  # from here on the upstream gradient is not one number
+UNBOUNDED = 3e38  # finite, so that compilers can print it
+
+
+class Options(NamedTuple):
+    """What is fixed before the call; passed to the operators as plain numbers."""
+
+    objective: int = 0
+    activation: int = 0
+    reduction: int = 0
+    beta: float = 1.0
+    eps: float = 1e-6
+    logvar_min: float = -UNBOUNDED
+    logvar_max: float = UNBOUNDED
+    x_logvar_min: float = -UNBOUNDED
+
+
+_TENSORS = (
+    "Tensor? x_hat, Tensor? x, Tensor? x_logvar, Tensor? mu, Tensor? logvar, Tensor? scale_tril, "
+    "Tensor? prior_mu, Tensor? prior_logvar, Tensor? beta"
+)
+_OPTIONS = (
+    "int objective, int activation, int reduction, float beta_number, float eps, "
+    "float logvar_min, float logvar_max, float x_logvar_min, int grads"
+)
+_lib = torch.library.Library("vaekern", "DEF")
+_lib.define(f"loss({_TENSORS}, {_OPTIONS}) -> Tensor[]")
+_lib.define(f"loss_backward(Tensor upstream, {_TENSORS}, {_OPTIONS}) -> Tensor[]")
+_lib.define("scale_(Tensor(a!)[] grads, Tensor factor) -> ()")
+_lib.define("track_(Tensor(a!) last, Tensor(b!) running, Tensor variance, float momentum) -> ()")
+_lib.define(
+    "sample(Tensor mu, Tensor? logvar, Tensor? scale_tril, Tensor noise, bool kl) -> Tensor[]"
+)
+_lib.define(
+    "sample_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? logvar, "
+    "Tensor? scale_tril, Tensor noise, int grads) -> Tensor[]"
+)
+
+
+# ------------------------------------------------------------------ outputs, real and fake alike
+
+
+def _value_dtype(*tensors: Tensor | None) -> torch.dtype:
+    for t in tensors:
+        if t is not None and t.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def _loss_outputs(
+    x: Tensor | None,
+    mu: Tensor | None,
+    dtype: torch.dtype,
+    objective: int,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    """value, and the statistics vector of reference.loss."""
+    like = x if x is not None else mu
+    assert like is not None
+    batch = like.shape[0]
+    if reduction < _FIRST_ROWWISE:
+        value = like.new_empty((), dtype=dtype)
+    elif reduction == REDUCTIONS["none"]:
+        value = like.new_empty((batch,), dtype=dtype)
+    else:
+        return like.new_empty(like.shape[1:], dtype=dtype), like.new_empty((0,), dtype=dtype)
+    variances = 0
+    if x is not None:
+        variances = math.prod(x.shape[1:]) if objective == OBJECTIVES["diag-i"] else 1
+    return value, like.new_empty((3 * batch + variances,), dtype=dtype)
+
+
+def _gradients(grads: int, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [
+        torch.empty_like(t) if t is not None and grads >> i & 1 else None
+        for i, t in enumerate(tensors)
+    ]
+
+
+def _loss(  # the CPU kernel and the fake differ in one call
+    x_hat: Tensor | None,
+    x: Tensor | None,
+    x_logvar: Tensor | None,
+    mu: Tensor | None,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    beta: Tensor | None,
+    objective: int,
+    activation: int,
+    reduction: int,
+    beta_number: float,
+    eps: float,
+    logvar_min: float,
+    logvar_max: float,
+    x_logvar_min: float,
+    grads: int,
+    run: Any = None,
+) -> list[Tensor]:
+    tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+    dtype = _value_dtype(*tensors)
+    value, statistics = _loss_outputs(x, mu, dtype, objective, reduction)
+    out = _gradients(grads, *tensors) if grads else _NO_GRADIENTS
+    if run is not None:
+        run(
+            *tensors, beta, None, value, statistics, *out, objective, activation, reduction,
+            beta_number, eps, logvar_min, logvar_max, x_logvar_min, torch.get_num_threads(),
+        )  # fmt: skip
+    return [value, statistics, *[g for g in out if g is not None]]
+
+
+_NO_GRADIENTS: list[Tensor | None] = [None] * 8
+
+
+def _loss_backward(
+    upstream: Tensor,
+    x_hat: Tensor | None,
+    x: Tensor | None,
+    x_logvar: Tensor | None,
+    mu: Tensor | None,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    beta: Tensor | None,
+    objective: int,
+    activation: int,
+    reduction: int,
+    beta_number: float,
+    eps: float,
+    logvar_min: float,
+    logvar_max: float,
+    x_logvar_min: float,
+    grads: int,
+    run: Any = None,
+) -> list[Tensor]:
+    tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+    out = _gradients(grads, *tensors)
+    if run is not None:
+        run(
+            *tensors, beta, upstream, None, None, *out, objective, activation, reduction,
+            beta_number, eps, logvar_min, logvar_max, x_logvar_min, torch.get_num_threads(),
+        )  # fmt: skip
+    return [g for g in out if g is not None]
+
+
+def _sample(
+    mu: Tensor,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    noise: Tensor,
+    kl: bool,
+    run: Any = None,
+) -> list[Tensor]:
+    z = noise.new_empty(noise.shape, dtype=mu.dtype)
+    rows = None
+    if kl:
+        rows = mu.new_empty((mu.shape[0],), dtype=_value_dtype(mu, logvar, scale_tril))
+    if run is not None:
+        run(mu, logvar, scale_tril, noise, z, rows, torch.get_num_threads())
+    return [z] if rows is None else [z, rows]
+
+
+def _sample_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    noise: Tensor,
+    grads: int,
+    run: Any = None,
+) -> list[Tensor]:
+    out = _gradients(grads, mu, logvar, scale_tril)
+    if run is not None:
+        run(
+            grad_z, grad_kl, mu, logvar, scale_tril, noise, *out, torch.get_num_threads()
+        )  # fmt: skip
+    return [g for g in out if g is not None]
+
+
+def _scale_(grads: list[Tensor], factor: Tensor) -> None:
+    assert cpu.core is not None
+    cpu.core.scale(grads, factor, torch.get_num_threads())
+
+
+def _track_(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
+    assert cpu.core is not None
+    cpu.core.track(last, running, variance, momentum)
+
+
+def _register() -> None:
+    torch.library.register_fake("vaekern::loss", _loss, lib=_lib)
+    torch.library.register_fake("vaekern::loss_backward", _loss_backward, lib=_lib)
+    torch.library.register_fake("vaekern::sample", _sample, lib=_lib)
+    torch.library.register_fake("vaekern::sample_backward", _sample_backward, lib=_lib)
+    torch.library.register_fake("vaekern::scale_", lambda grads, factor: None, lib=_lib)
+    torch.library.register_fake("vaekern::track_", lambda *args: None, lib=_lib)
+    core = cpu.core
+    if core is None:
+        return
+
+    def bind(body: Any, native: Any) -> Any:
+        return lambda *args: body(*args, run=native)
+
+    _lib.impl("loss", bind(_loss, core.loss), "CPU")
+    _lib.impl("loss_backward", bind(_loss_backward, core.loss), "CPU")
+    _lib.impl("sample", bind(_sample, core.sample), "CPU")
+    _lib.impl("sample_backward", bind(_sample_backward, core.sample_backward), "CPU")
+    _lib.impl("scale_", _scale_, "CPU")
+    _lib.impl("track_", _track_, "CPU")
+
+
+_register()
+_loss_op = torch.ops.vaekern.loss.default  # bound once: the lookup costs more than the check
+_loss_backward_op = torch.ops.vaekern.loss_backward.default
+_scale_op = torch.ops.vaekern.scale_.default
+_sample_op = torch.ops.vaekern.sample.default
+_sample_backward_op = torch.ops.vaekern.sample_backward.default
+
+
+# ------------------------------------------------------------------ autograd
+
+TWICE = (
+    "the gradient of a fused vaekern operator cannot be differentiated again; for a double backward "
+    "run the forward pass inside `with vaekern.backends.use('reference'):`"
+)
+
+
+def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
+    """One entry per differentiable input, None where no gradient was asked for."""
+    it = iter(grads)
+    out = [next(it) if mask >> i & 1 else None for i in range(count)]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        wrapped = iter(torch._C._functions.DelayedError(TWICE, len(grads))(*grads))
+        out = [None if g is None else next(wrapped) for g in out]
+    return out
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, objective, activation, reduction, beta_number, eps, lo, hi, bound, narrow,
+                beta, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar):  # fmt: skip
+        n = ctx.needs_input_grad
+        mask = (
+            n[10] | n[11] << 1 | n[12] << 2 | n[13] << 3
+            | n[14] << 4 | n[15] << 5 | n[16] << 6 | n[17] << 7
+        )  # fmt: skip
+        inputs = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+        options = (objective, activation, reduction, beta_number, eps, lo, hi, bound)
+        # half precision rounds once, after the upstream factor: GradScaler's job is lost otherwise
+        early = reduction < _FIRST_ROWWISE and not narrow
+        value, statistics, *grads = _loss_op(*inputs, beta, *options, mask if early else 0)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(statistics)
+        ctx.mask, ctx.options, ctx.early = mask, options, early
+        if torch.compiler.is_compiling():  # a graph may not carry tensors on ctx
+            ctx.save_for_backward(*(grads if early else (*inputs, beta)))
+        else:
+            ctx.save_for_backward(*inputs, beta)
+            ctx.grads = grads
+        return value, statistics
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        mask = ctx.mask
+        if upstream is None:
+            return (None,) * 18
+        if torch.compiler.is_compiling():
+            if ctx.early:
+                grads = [g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+            else:
+                grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
+        else:
+            # the first backward gives the forward's buffers away, any later one recomputes
+            grads, ctx.grads = ctx.grads, ()
+            if grads:
+                _scale_op(grads, upstream)
+            else:
+                grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
+        return (None, None, None, None, None, None, None, None, None, None,
+                *_spread(mask, grads, 8))  # fmt: skip
+
+
+class _Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kl, mu, logvar, scale_tril, noise):
+        n = ctx.needs_input_grad
+        ctx.mask = n[1] | n[2] << 1 | n[3] << 2
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mu, logvar, scale_tril, noise)
+        out = _sample_op(mu, logvar, scale_tril, noise, kl)
+        return tuple(out) if kl else out[0]
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl=None):
+        mask = ctx.mask
+        if grad_z is None and grad_kl is None:
+            return (None,) * 5
+        grads = _sample_backward_op(grad_z, grad_kl, *ctx.saved_tensors, mask)
+        return None, *_spread(mask, grads, 3), None
+
+
+# ------------------------------------------------------------------ what functional calls
+
+
+def loss(
+    options: Options,
+    kernel: bool,
+    narrow: bool,  # some input is float16 or bfloat16
+    beta: Tensor | None,
+    x_hat: Tensor | None = None,
+    x: Tensor | None = None,
+    x_logvar: Tensor | None = None,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    scale_tril: Tensor | None = None,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    variance: Tensor | None = None,  # the -i modes' estimate when it comes from elsewhere
+) -> tuple[Tensor, Tensor]:
+    """(value, statistics) as in reference.loss, by the kernel or by the reference."""
+    if kernel:
+        if not torch.is_grad_enabled():  # no gradient is written
+            out = _loss_op(
+                x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta,
+                *options, 0,
+            )  # fmt: skip
+            return out[0], out[1]
+        return _Loss.apply(
+            *options, narrow, beta, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu,
+            prior_logvar,
+        )  # fmt: skip
+    clamp = (options.logvar_min, options.logvar_max)
+    return reference.loss(
+        x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar,
+        options.beta if beta is None else beta,
+        objective=_NAMES["o"][options.objective],
+        activation=_NAMES["a"][options.activation],
+        reduction=_NAMES["r"][options.reduction],
+        eps=options.eps,
+        logvar_clamp=None if clamp == (-UNBOUNDED, UNBOUNDED) else clamp,
+        x_logvar_min=options.x_logvar_min,
+        variance=variance,
+    )  # fmt: skip
+
+
+def sample(
+    kernel: bool,
+    kl: bool,
+    mu: Tensor,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    noise: Tensor,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """z, or (z, KL [B])."""
+    if kernel:
+        return _Sample.apply(kl, mu, logvar, scale_tril, noise)
+    z = reference.reparameterize(mu, logvar, scale_tril, noise)
+    if not kl:
+        return z
+    if scale_tril is not None:
+        return z, reference.full_gaussian_kl(mu, scale_tril).flatten(1).sum(1)
+    assert logvar is not None
+    return z, reference.gaussian_kl(mu, logvar).flatten(1).sum(1)
+
+
+def track(last: Tensor, running: Tensor, variance: Tensor, momentum: float, kernel: bool) -> None:
+    """last <- variance; running <- variance the first time (last is 0 until then), then its moving
+    average."""
+    if kernel:
+        torch.ops.vaekern.track_(last, running, variance, momentum)
+        return
+    weight = torch.where(last > 0, momentum, 1.0).to(running.dtype)
+    running.lerp_(variance.view_as(running).to(running.dtype), weight)
+    last.copy_(variance.view_as(last))

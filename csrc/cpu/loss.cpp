@@ -1,0 +1,125 @@
+// reconstruction + beta KL with its reduction: the CPU kernel of vaekern::loss and its backward.
+#include "kl.h"
+#include "reconstruction.h"
+#include "tables.h"
+
+namespace vaekern {
+namespace VAEKERN_ISA {
+
+namespace {
+
+// What one unit of the value is worth to each sample's term.
+double reduction_scale(const LossArgs& a, int64_t B, int64_t D) {
+  if (B == 0) return 1;
+  switch (a.reduction) {
+    case Reduction::batchmean:
+    case Reduction::dims: return 1.0 / double(B);
+    case Reduction::mean: return 1.0 / (double(B) * double(D));
+    default: return 1;
+  }
+}
+
+template <class C>
+Rows reconstruct(const LossArgs& a, const Weights& w) {
+  switch (a.activation) {
+    case Activation::sigmoid: return Reconstruction<C, Sigmoid>(a, w).run();
+    case Activation::tanh: return Reconstruction<C, Tanh>(a, w).run();
+    default: return Reconstruction<C, Identity>(a, w).run();
+  }
+}
+
+template <class C>
+void run(const LossArgs& a) {
+  const Tensor& like = a.x ? a.x : a.mu;
+  const int64_t B = like.shape[0], D = B ? like.numel() / B : 1;
+  const double scale = reduction_scale(a, B, D);
+  const double beta = a.beta ? scalar(a.beta) : a.beta_number;
+
+  Weights w;
+  std::vector<double> dim_weights;
+  w.uniform = scale;
+  if (a.upstream) {
+    if (a.reduction == Reduction::none) {
+      w.rows.resize(B);
+      for (int64_t b = 0; b < B; ++b) {
+        load_run<double>(static_cast<char*>(a.upstream.data) +
+                             b * a.upstream.stride[0] * int64_t(size_of(a.upstream.dtype)),
+                         a.upstream.dtype, 1, 1, &w.rows[b]);
+      }
+    } else if (a.reduction == Reduction::dims) {
+      dim_weights.resize(D);  // in the order of the KL's plan, below
+    } else {
+      w.uniform *= scalar(a.upstream);
+    }
+  }
+
+  Rows rows;
+  if (a.x) rows = reconstruct<C>(a, w);
+  KlResult kl;
+  if (a.mu) {
+    Weights kw = w;
+    kw.uniform *= beta;
+    for (double& v : kw.rows) v *= beta;
+    if (!dim_weights.empty()) {
+      // upstream is contiguous in the features' own order; the plan may permute the features
+      Plan plan(a.mu.shape + 1, a.mu.ndim - 1);
+      View mu, up;
+      plan.add(mu, a.mu, 1);
+      plan.add(up, a.upstream, 0);
+      plan.finish();
+      for (int64_t f = 0; f < D; f += BLOCK) {
+        double scratch[BLOCK];
+        const int64_t n = std::min(BLOCK, D - f);
+        const double* p = plan.read<double>(up, 0, 0, f, n, scratch);
+        for (int64_t i = 0; i < n; ++i) dim_weights[f + i] = p[i] * scale * beta;
+      }
+    }
+    kl = a.scale_tril ? full_kl<C>(a, kw, dim_weights) : DiagonalKl<C>(a, kw, dim_weights).run();
+  }
+  if (!a.value) return;  // backward
+
+  C* value = static_cast<C*>(a.value.data);
+  if (a.reduction == Reduction::dims) {
+    Plan plan(a.mu.shape + 1, a.mu.ndim - 1);
+    View mu, out;
+    plan.add(mu, a.mu, 1);
+    plan.add(out, a.value, 0);
+    plan.finish();
+    for (int64_t f = 0; f < D; f += BLOCK) {
+      C scratch[BLOCK];
+      const int64_t n = std::min(BLOCK, D - f);
+      C* p = plan.target<C>(out, 0, 0, f, scratch);
+      for (int64_t i = 0; i < n; ++i) p[i] = C(kl.dims[f + i] * scale);
+      plan.write<C>(out, 0, 0, f, n, p);
+    }
+    return;
+  }
+  double total = 0, square = 0;
+  C* statistics = static_cast<C*>(a.statistics.data);
+  for (int64_t b = 0; b < B; ++b) {
+    const double nll = a.x ? rows.nll[b] : 0, divergence = a.mu ? kl.rows[b] : 0;
+    const double term = nll + (a.mu ? beta * divergence : 0);
+    total += term;
+    if (a.reduction == Reduction::none) value[b] = C(term);
+    statistics[b] = C(nll);
+    statistics[B + b] = C(a.x ? rows.square[b] : 0);
+    statistics[2 * B + b] = C(divergence);
+    if (a.x) square += rows.square[b];
+  }
+  if (a.reduction != Reduction::none) value[0] = C(total * scale);
+  if (a.x && a.objective != Objective::diag_i)
+    statistics[3 * B] = C(B ? square / (double(B) * double(D)) : 0);
+}
+
+}  // namespace
+
+void loss(const LossArgs& a) {
+  const Tensor* all[] = {&a.x_hat, &a.x,          &a.x_logvar, &a.mu,
+                         &a.logvar, &a.scale_tril, &a.prior_mu, &a.prior_logvar};
+  for (const Tensor* t : all)
+    if (*t && t->dtype == DType::f64) return run<double>(a);
+  run<float>(a);
+}
+
+}  // namespace VAEKERN_ISA
+}  // namespace vaekern

@@ -1,0 +1,169 @@
+"""The two-stage VAE: a second VAE learns what the first one's latents look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaekern import functional
+from vaekern.models import networks
+from vaekern.models.batch_norm import fit_batch_norm
+from vaekern.models.config import ModelConfig
+from vaekern.models.vae import CHUNK, VAE
+from vaekern.nn import GaussianVAELoss
+
+
+class Posterior(NamedTuple):
+    """q(z|x) of N samples: what stage 2 learns from, with fresh z in every epoch."""
+
+    mu: Tensor  # [N, d]
+    logvar: Tensor  # [N, d]
+
+    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
+        """One z for each row, [N, d]."""
+        return functional.reparameterize(self.mu, self.logvar, generator=generator)
+
+    def take(self, rows: Tensor) -> Posterior:
+        """The given rows."""
+        return Posterior(self.mu[rows], self.logvar[rows])
+
+
+class TwoStageVAE(nn.Module):
+    """Stage 1 finds the manifold of the data, stage 2 the distribution of the latents on it.
+
+    A VAE whose decoder variance is learned reconstructs well, but its aggregate posterior
+    q(z) = E_x q(z|x) is not N(0, I), so samples from the prior decode to nothing like the data.
+    The second VAE is trained on z ~ q(z), where data and latents have the same dimension and
+    nothing has to be left out; its samples replace those of the prior:
+
+        u ~ N(0, I),   z = z_hat(u) + gamma n,   n ~ N(0, I),   x = x_hat(z).
+
+    gamma is the standard deviation that stage 2 learned; x is stage 1's mean, with no pixel noise.
+
+    Args:
+        stage1: a VAE of the data, with any objective.
+        stage2: a VAE of stage 1's latents, with one variance for all of them (iso-i, diag-i).
+
+    Raises:
+        ValueError: stage 2's variance depends on its input.
+
+    Example:
+        >>> import torch
+        >>> from vaekern.models.config import ModelConfig, NetworkConfig
+        >>> config = ModelConfig(network=NetworkConfig(latent_dim=4, width=32, second_width=32))
+        >>> model = TwoStageVAE.from_config(config, (1, 8, 8), value_range=(0.0, 1.0))
+        >>> images = torch.rand(16, 1, 8, 8)
+        >>> model.stage1(images).loss.backward()  # stage 1 trains on images
+        >>> z = model.posterior(images).sample()
+        >>> model.stage2(z).loss.backward()  # stage 2 trains on its latents
+        >>> model.sample(5).shape
+        torch.Size([5, 1, 8, 8])
+
+    Source:
+        Dai & Wipf 2019, Diagnosing and Enhancing VAE Models, section 4.
+    """
+
+    def __init__(self, stage1: VAE, stage2: VAE):
+        super().__init__()
+        if stage2.loss.covariance not in ("iso-i", "diag-i"):
+            raise ValueError(
+                "stage2 must have one variance for all inputs (covariance 'iso-i' or 'diag-i'), "
+                f"because sampling adds its noise, got {stage2.loss.covariance!r}"
+            )
+        self.stage1 = stage1
+        self.stage2 = stage2
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ModelConfig,
+        sample_shape: Sequence[int],
+        value_range: tuple[float, float] | None = None,
+    ) -> TwoStageVAE:
+        """Stage 1 as `VAE.from_config` builds it, and the paper's second stage (learned iso-i).
+
+        Raises:
+            ValueError: an option outside its range, or one that the network does not have.
+        """
+        network = config.network
+        encoder, decoder = networks.second_stage(
+            network.latent_dim, width=network.second_width, layers=network.second_layers
+        )
+        stage2 = VAE(encoder, decoder, GaussianVAELoss("iso-i", "learned"), network.latent_dim)
+        return cls(VAE.from_config(config, sample_shape, value_range), stage2)
+
+    @torch.no_grad()
+    def fit_batch_norm(
+        self,
+        x: Tensor,
+        *,
+        batch_size: int = 100,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Estimate stage 1's batch-norm statistics over x, the training set [N, *sample_shape].
+
+        The encoder sees x and the decoder z ~ q(z|x), as in training. Call it before `posterior`
+        and before any evaluation; it leaves stage 1 in evaluation mode. See
+        `vaekern.models.batch_norm.fit_batch_norm`.
+        """
+        device = next(self.parameters()).device
+        # Pieces of nearly equal size: a last batch of one sample cannot be normalised by itself.
+        pieces = x.tensor_split(math.ceil(len(x) / batch_size))
+        fit_batch_norm(
+            self.stage1,
+            (piece.to(device) for piece in pieces),
+            lambda piece: self.stage1.reconstruct(piece, generator=generator),
+        )
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor) -> Posterior:
+        """Stage 1's q(z|x) for every sample of x, its encoder run once, in evaluation mode."""
+        device = next(self.parameters()).device
+        training = self.stage1.training
+        self.stage1.eval()
+        parts = [self.stage1.encode(piece.to(device)) for piece in x.split(CHUNK)]
+        self.stage1.train(training)
+        return Posterior(torch.cat([mu for mu, _ in parts]), torch.cat([v for _, v in parts]))
+
+    @torch.no_grad()
+    def sample_latents(
+        self, n: int, *, stage: int = 2, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """n latents z [n, d]: from the prior (stage 1), or z_hat(u) + gamma n (stage 2).
+
+        Raises:
+            ValueError: a stage that is neither 1 nor 2.
+        """
+        if stage not in (1, 2):
+            raise ValueError(f"stage must be 1 (the prior) or 2 (the second stage), got {stage!r}")
+        if stage == 1:
+            return self.stage1.sample_prior(n, generator=generator)
+        z_hat = self.stage2.sample(n, generator=generator)
+        x_logvar = self.stage2.x_logvar
+        assert x_logvar is not None  # __init__ admits only variances that all inputs share
+        noise = torch.randn(
+            z_hat.shape, generator=generator, device=z_hat.device, dtype=z_hat.dtype
+        )
+        return z_hat + torch.exp(0.5 * x_logvar) * noise
+
+    def sample(self, n: int, *, stage: int = 2, generator: torch.Generator | None = None) -> Tensor:
+        """n samples [n, *sample_shape]: decoder means at `sample_latents`.
+
+        Put the model in evaluation mode first where its networks have batch norm.
+
+        Raises:
+            ValueError: a stage that is neither 1 nor 2.
+        """
+        return self.stage1.decode_in_chunks(
+            self.sample_latents(n, stage=stage, generator=generator)
+        )
+
+    def reconstruct(
+        self, x: Tensor, sample_z: bool = True, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Stage 1's reconstruction of x, at one draw of z, or at its mean."""
+        return self.stage1.reconstruct(x, sample_z, generator=generator)

@@ -1,0 +1,213 @@
+"""A Gaussian VAE: an encoder, a decoder and a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaekern import functional
+from vaekern.models import networks
+from vaekern.models.config import ModelConfig
+from vaekern.nn import GaussianVAELoss
+
+# Samples decoded at once where a caller asks for many: enough to fill a machine, and 64-pixel
+# images of this many samples still take only some hundred megabytes of activations.
+CHUNK = 512
+
+_ACTIVATIONS = {None: nn.Identity(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh()}
+
+
+class VAE(nn.Module):
+    """A Gaussian VAE, for any encoder, decoder and `GaussianVAELoss`.
+
+    q(z|x) = N(mu(x), diag exp logvar(x)), p(z) = N(0, I), p(x|z) = N(x_hat(z), Sigma_x), where the
+    loss decides what Sigma_x is and how it is found.
+
+    Args:
+        encoder: a module, x [B, *sample_shape] -> (mu [B, d], logvar [B, d]).
+        decoder: a module, z [B, d] -> x_hat [B, *sample_shape]; or -> (x_hat, x_logvar) where the
+            loss is learned iso-d ([B]) or learned diag-d (x's shape). Where the loss has an
+            activation, the decoder returns what stands before it.
+        loss: the objective.
+        latent_dim: d.
+        posterior_samples: L, draws of z for each input and step.
+
+    Raises:
+        ValueError: posterior_samples below 1, or above 1 with a decoder that predicts its variance.
+
+    Example:
+        >>> import torch, vaekern
+        >>> encoder, decoder = vaekern.models.networks.mlp((64,), 4, width=32, output="linear")
+        >>> vae = VAE(encoder, decoder, vaekern.GaussianVAELoss("iso-i", "mle"), latent_dim=4)
+        >>> vae(torch.randn(16, 64)).loss.backward()
+        >>> vae.sample(3).shape
+        torch.Size([3, 64])
+
+    Source:
+        Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 10.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss: GaussianVAELoss,
+        latent_dim: int,
+        *,
+        posterior_samples: int = 1,
+    ):
+        super().__init__()
+        if posterior_samples < 1:
+            raise ValueError(f"posterior_samples must be at least 1, got {posterior_samples}")
+        if posterior_samples > 1 and _predicts_variance(loss.covariance, loss.estimate):
+            raise ValueError(
+                f"posterior_samples must be 1 for the learned {loss.covariance!r} variance, which "
+                f"the decoder predicts from one z, got {posterior_samples}; "
+                "use estimate='mle', or one sample"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.loss = loss
+        self.latent_dim = latent_dim
+        self.posterior_samples = posterior_samples
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ModelConfig,
+        sample_shape: Sequence[int],
+        value_range: tuple[float, float] | None = None,
+    ) -> VAE:
+        """Build stage 1 of a configuration, for data of one shape and range.
+
+        The activation "auto" is a sigmoid where value_range is (0, 1) and none elsewhere; it is
+        applied inside the loss, so the network's own output stays linear.
+
+        Raises:
+            ValueError: an option outside its range, or one that the network does not have.
+
+        Example:
+            >>> vae = VAE.from_config(ModelConfig(), (1, 8, 8), value_range=(0.0, 1.0))
+        """
+        objective, network = config.objective, config.network
+        options: dict[str, Any] = dict(network.network_options())
+        if _predicts_variance(objective.covariance, objective.estimate):
+            options["variance_head"] = "sample" if objective.covariance == "iso-d" else "element"
+            options["initial_variance"] = objective.variance
+        activation: str | None = objective.activation
+        if activation == "auto":
+            activation = "sigmoid" if value_range == (0.0, 1.0) else None
+        elif activation == "none":
+            activation = None
+        loss = GaussianVAELoss(
+            objective.covariance,
+            objective.estimate,
+            variance=objective.variance,
+            x_shape=tuple(sample_shape),
+            beta=objective.beta,
+            eps=objective.eps,
+            activation=activation,
+            logvar_clamp=objective.logvar_clamp,
+        )
+        encoder, decoder = networks.build(
+            network.network, sample_shape, network.latent_dim, output="linear", **options
+        )
+        return cls(
+            encoder,
+            decoder,
+            loss,
+            network.latent_dim,
+            posterior_samples=objective.posterior_samples,
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mu, logvar) of q(z|x), both [B, d], within the loss's logvar_clamp."""
+        mu, logvar = self.encoder(x)
+        if self.loss.logvar_clamp is not None:
+            # The noise must be drawn from the distribution whose KL is charged.
+            logvar = logvar.clamp(*self.loss.logvar_clamp)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x|z) [B, *sample_shape], the loss's activation applied."""
+        mean: Tensor = _ACTIVATIONS[self.loss.activation](self._decoder_output(z)[0])
+        return mean
+
+    def reconstruct(
+        self, x: Tensor, sample_z: bool = True, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The decoder's mean at one draw of z ~ q(z|x), or at its mean where sample_z is False."""
+        mu, logvar = self.encode(x)
+        z = functional.reparameterize(mu, logvar, generator=generator) if sample_z else mu
+        return self.decode(z)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """n decoder means [n, *sample_shape] at z ~ N(0, I). No pixel noise is added."""
+        return self.decode_in_chunks(self.sample_prior(n, generator=generator))
+
+    def sample_prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """z ~ N(0, I), [n, d], on the model's device and in its dtype."""
+        like = next(self.parameters())
+        return torch.randn(
+            n, self.latent_dim, generator=generator, device=like.device, dtype=like.dtype
+        )
+
+    def decode_in_chunks(self, z: Tensor) -> Tensor:
+        """`decode`, without gradient and a chunk at a time, so that memory stays bounded."""
+        with torch.no_grad():
+            return torch.cat([self.decode(chunk) for chunk in z.split(CHUNK)])
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        beta: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """The loss and its components for one batch x [B, *sample_shape].
+
+        Returns what `GaussianVAELoss.components` returns: .loss carries the graph; .reconstruction,
+        .kl, .kl_per_dim, .x_logvar and .mse are detached.
+        """
+        mu, logvar = self.encode(x)
+        if self.posterior_samples == 1:
+            z = functional.reparameterize(mu, logvar, generator=generator)
+            x_hat, x_logvar = self._decoder_output(z)
+        else:
+            z = functional.reparameterize(
+                mu, logvar, samples=self.posterior_samples, generator=generator
+            )
+            x_hat, x_logvar = self._decoder_output(z.flatten(0, 1))
+            x_hat = x_hat.unflatten(0, z.shape[:2])
+        return self.loss.components(x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta)
+
+    def _decoder_output(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x_hat before the loss's activation, and x_logvar where the decoder predicts it."""
+        output = self.decoder(z)
+        return output if isinstance(output, tuple) else (output, None)
+
+    @property
+    def x_logvar(self) -> Tensor | None:
+        """log Sigma_x as far as it is the same for every input, detached: [1] or x's shape.
+
+        The learned or fixed variance, or the running estimate of mle (its mean over the inputs
+        for iso-d and diag-d); None for learned iso-d and diag-d, where it is a function of z.
+        """
+        loss = self.loss
+        if _predicts_variance(loss.covariance, loss.estimate):
+            return None
+        if loss.estimate == "mle":
+            if loss.running_variance is None:  # diag-i without x_shape, before the first batch
+                return None
+            # eps as in the objective: the pixels that never change have a variance of zero.
+            eps = torch.finfo(torch.float32).tiny if loss.covariance == "iso-i" else loss.eps
+            return torch.log(loss.running_variance + eps)
+        return loss.x_logvar.detach()
+
+
+def _predicts_variance(covariance: str, estimate: str) -> bool:
+    """Whether the decoder has to return x_logvar: the variance differs from input to input."""
+    return estimate == "learned" and covariance in ("iso-d", "diag-d")

@@ -18,6 +18,6 @@ def require(module: str, purpose: str, *, package: str | None = None, extra: str
             raise  # the package is there, something it needs is not: that message is the better one
         name = package or module.partition(".")[0]
         raise ModuleNotFoundError(
-            f"{purpose} needs {name}, which is not installed: pip install 'vaekern[{extra}]'.",
+            f"{purpose} needs {name}, which is not installed; pip install 'vaekern[{extra}]'",
             name=error.name,
         ) from None

@@ -67,14 +67,14 @@ def load(
     """
     options = _options(image_size, test_fraction, seed)
     if not isinstance(spec, str):
-        raise TypeError(f"spec must be one of {_known()}, got {type(spec).__name__}.")
+        raise TypeError(f"spec must be one of {_known()}, got {type(spec).__name__}")
     prefix, _, argument = spec.partition(":")
     reader = READERS.get(prefix)
     if reader is None:
         raise ValueError(f"spec must be one of {_known()}, got {spec!r}{_suggestion(spec)}")
     if bool(argument) != bool(reader.argument):
         wanted = f"{prefix}:{reader.argument}" if reader.argument else prefix
-        raise ValueError(f"spec {spec!r} must be written {wanted}.")
+        raise ValueError(f"spec {spec!r} must be written {wanted}")
     return reader.read(argument, options)
 
 
@@ -94,7 +94,7 @@ def _suggestion(spec: str) -> str:
         wanted = READERS[close[0]].argument
         likely = f"{close[0]}:{argument or wanted}" if wanted else close[0]
     else:
-        return "."
+        return ""
     return f"; did you mean {likely}?"
 
 
@@ -103,20 +103,20 @@ def _options(image_size: int | None, test_fraction: float, seed: int) -> ReadOpt
         if isinstance(image_size, bool) or not isinstance(image_size, int):
             raise TypeError(
                 f"image_size must be a whole number of pixels or None, "
-                f"got {type(image_size).__name__}."
+                f"got {type(image_size).__name__}"
             )
         if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}.")
+            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
     if isinstance(test_fraction, bool) or not isinstance(test_fraction, (int, float)):
         raise TypeError(
-            f"test_fraction must be a number between 0 and 1, got {type(test_fraction).__name__}."
+            f"test_fraction must be a number between 0 and 1, got {type(test_fraction).__name__}"
         )
     if not 0 < test_fraction < 1:
         raise ValueError(
-            f"test_fraction must lie between 0 and 1, both excluded, got {test_fraction}."
+            f"test_fraction must lie between 0 and 1, both excluded, got {test_fraction}"
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an integer, got {type(seed).__name__}.")
+        raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must lie in 0 to 2**63 - 1, got {seed}.")
+        raise ValueError(f"seed must lie in 0 to 2**63 - 1, got {seed}")
     return ReadOptions(image_size=image_size, test_fraction=float(test_fraction), seed=seed)

@@ -25,11 +25,10 @@ def to_samples(array: np.ndarray, source: str) -> tuple[Kind, Tensor]:
     shape = list(array.shape)
     if array.dtype.hasobject or array.dtype.kind not in "buif":
         raise ValueError(
-            f"{source} must hold real numbers, got dtype {array.dtype}: "
-            f"save it as uint8 or float32."
+            f"{source} must hold real numbers, got dtype {array.dtype}; save it as uint8 or float32"
         )
     if array.size == 0:
-        raise ValueError(f"{source} is empty (shape {shape}): supply at least 2 samples.")
+        raise ValueError(f"{source} is empty (shape {shape}); supply at least 2 samples")
     if array.ndim == 2:
         return "vector", _vectors(array, source)
     if array.ndim == 3:
@@ -41,7 +40,7 @@ def to_samples(array: np.ndarray, source: str) -> tuple[Kind, Tensor]:
     else:
         raise ValueError(
             f"{source} must have shape [N, D] (vectors), [N, H, W], [N, C, H, W] or [N, H, W, C] "
-            f"with C 1 or 3 (images), got {shape}: reshape it."
+            f"with C 1 or 3 (images), got {shape}; reshape it"
         )
     return "image", _images(array, source)
 
@@ -53,11 +52,11 @@ def to_labels(array: np.ndarray, count: int, source: str) -> Tensor:
     if array.dtype.kind not in "bui" or array.ndim != 1 or len(array) != count:
         raise ValueError(
             f"{source} must hold one integer label for each of the {count} samples, "
-            f"got {array.dtype} with shape {list(array.shape)}."
+            f"got {array.dtype} with shape {list(array.shape)}"
         )
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(
-            f"{source} holds label {array.max()}, too large for int64: number the classes from 0."
+            f"{source} holds label {array.max()}, too large for int64; number the classes from 0"
         )
     return torch.from_numpy(array.astype(np.int64))
 
@@ -69,7 +68,7 @@ def _vectors(array: np.ndarray, source: str) -> Tensor:
         if max(-low, high) > LARGEST_EXACT_INTEGER:
             raise ValueError(
                 f"{source} holds integers from {low} to {high}, but float32 is exact only up to "
-                f"{LARGEST_EXACT_INTEGER}: rescale them and save them as float32."
+                f"{LARGEST_EXACT_INTEGER}; rescale them and save them as float32"
             )
     return _finite_float32(array, source)
 
@@ -78,13 +77,13 @@ def _images(array: np.ndarray, source: str) -> Tensor:
     if array.dtype.kind in "ui":
         if array.dtype != np.uint8:
             raise ValueError(
-                f"{source} holds images as {array.dtype}, whose white level is unknown: save them "
-                f"as uint8 (0 to 255) or as float32 in [0, 1]."
+                f"{source} holds images as {array.dtype}, whose white level is unknown; save them "
+                f"as uint8 (0 to 255) or as float32 in [0, 1]"
             )
         if array.max() == 1:
             raise ValueError(
                 f"{source} holds uint8 images of only 0 and 1, which uint8's scale of 0 to 255 "
-                f"makes black: save them with .astype(bool), or multiply them by 255."
+                f"makes black; save them with .astype(bool), or multiply them by 255"
             )
         # np.divide with an explicit dtype makes one float32 array and no float64 one
         return torch.from_numpy(np.ascontiguousarray(np.divide(array, 255, dtype=np.float32)))
@@ -92,8 +91,8 @@ def _images(array: np.ndarray, source: str) -> Tensor:
     low, high = float(images.min()), float(images.max())
     if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
         raise ValueError(
-            f"{source} holds float images from {low:g} to {high:g}, but images must lie in [0, 1]: "
-            f"rescale them, or reshape them to [N, D] to train on them as unbounded vectors."
+            f"{source} holds float images from {low:g} to {high:g}, but images must lie in [0, 1]; "
+            f"rescale them, or reshape them to [N, D] to train on them as unbounded vectors"
         )
     return images.clamp_(0, 1)
 
@@ -107,7 +106,7 @@ def _finite_float32(array: np.ndarray, source: str) -> Tensor:
         first = tuple(torch.nonzero(bad)[0].tolist())
         raise ValueError(
             f"{source} must be finite in float32, but {int(bad.sum())} of {samples.numel()} values "
-            f"are not; the first, at {list(first)}, is {array[first]}: remove those samples or "
-            f"fill the gaps."
+            f"are not; the first, at {list(first)}, is {array[first]}; remove those samples or "
+            f"fill the gaps"
         )
     return samples

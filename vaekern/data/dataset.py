@@ -42,13 +42,13 @@ class Dataset:
             if part.ndim != ndim or part.dtype != torch.float32:
                 raise ValueError(
                     f"{name} of {self.kind} data must be float32 with {ndim} axes, "
-                    f"got {part.dtype} with shape {list(part.shape)}."
+                    f"got {part.dtype} with shape {list(part.shape)}"
                 )
         if self.train.shape[1:] != self.test.shape[1:]:
             raise ValueError(
                 f"train and test samples of {self.name!r} must have one shape, got "
-                f"{list(self.train.shape[1:])} and {list(self.test.shape[1:])}: "
-                f"prepare both the same way."
+                f"{list(self.train.shape[1:])} and {list(self.test.shape[1:])}; "
+                f"prepare both the same way"
             )
         for name, part, labels in (
             ("train", self.train, self.train_labels),
@@ -57,7 +57,7 @@ class Dataset:
             if labels is not None and labels.shape != part.shape[:1]:
                 raise ValueError(
                     f"{self.name!r} needs one {name} label per {name} sample, got "
-                    f"{list(labels.shape)} labels for {len(part)} samples."
+                    f"{list(labels.shape)} labels for {len(part)} samples"
                 )
 
     @property
@@ -78,7 +78,7 @@ def split_indices(
     if count < 2:
         raise ValueError(
             f"{source} holds {count} sample{'' if count == 1 else 's'}, but training and testing "
-            f"need at least one each: supply at least 2 samples."
+            f"need at least one each; supply at least 2 samples"
         )
     wanted = min(max(round(count * test_fraction), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -66,8 +66,8 @@ def _list(directory: Path) -> tuple[list[Path], Tensor | None]:
     )
     if not paths:
         raise ValueError(
-            f"{directory} holds no image ({', '.join(SUFFIXES)}): "
-            f"give the folder that holds the images or their class folders."
+            f"{directory} holds no image ({', '.join(SUFFIXES)}); "
+            f"give the folder that holds the images or their class folders"
         )
     groups = [path.relative_to(directory).parts[:-1][:1] for path in paths]
     if () not in groups:
@@ -77,7 +77,7 @@ def _list(directory: Path) -> tuple[list[Path], Tensor | None]:
         loose = paths[groups.index(())]
         raise ValueError(
             f"{directory} holds images both directly (such as {loose.name}) and in subfolders, "
-            f"so their labels are unclear: move them all into subfolders, or none."
+            f"so their labels are unclear; move them all into subfolders, or none"
         )
     return paths, None
 
@@ -91,8 +91,8 @@ def _survey(paths: Sequence[Path], image_size: int | None) -> tuple[int, int, in
             mode, size = image.mode, image.size
         if mode not in GREY_MODES + COLOUR_MODES:
             raise ValueError(
-                f"{path} has {mode} pixels (16-bit or float), whose white level is unknown: "
-                f"convert it to 8 bits a channel, or save the images as one float .npy in [0, 1]."
+                f"{path} has {mode} pixels (16-bit or float), whose white level is unknown; "
+                f"convert it to 8 bits a channel, or save the images as one float .npy in [0, 1]"
             )
         grey = grey and mode in GREY_MODES
         if first is None:
@@ -100,7 +100,7 @@ def _survey(paths: Sequence[Path], image_size: int | None) -> tuple[int, int, in
         elif image_size is None and size != first:
             raise ValueError(
                 f"images must have one size, but {paths[0]} has {first[0]}x{first[1]} pixels and "
-                f"{path} {size[0]}x{size[1]}: pass image_size to crop and resize them."
+                f"{path} {size[0]}x{size[1]}; pass image_size to crop and resize them"
             )
     assert first is not None
     width, height = first if image_size is None else (image_size, image_size)
@@ -127,7 +127,7 @@ def _open(path: Path) -> Any:
 
 def _corrupt(path: Path, error: Exception) -> ValueError:
     reason = str(error).rstrip(".") or type(error).__name__
-    return ValueError(f"{path} cannot be read as an image ({reason}): replace or remove it.")
+    return ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it")
 
 
 def _progress(items: Sequence[Any], description: str) -> Iterable[Any]:

@@ -35,8 +35,8 @@ def read_idx(argument: str, options: ReadOptions) -> Dataset:
     train_path = _find(directory, "train-images", 3)
     if train_path is None:
         raise FileNotFoundError(
-            f"{directory} has none of {', '.join(_names('train-images', 3))}: "
-            f"give the directory that holds the IDX files."
+            f"{directory} has none of {', '.join(_names('train-images', 3))}; "
+            f"give the directory that holds the IDX files"
         )
     train, train_labels = _read_pair(directory, "train", train_path)
     name = directory.resolve().name
@@ -80,14 +80,14 @@ def read_idx_file(path: Path) -> np.ndarray:
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] == 0:
             raise ValueError(
                 f"{path} is not an IDX file: it must start with 00 00, a type byte (08 for uint8) "
-                f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}."
+                f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}"
             )
         header = _read(stream, 4 * magic[3], path)
         expected_header = 4 + 4 * magic[3]
         if len(header) < 4 * magic[3]:
             raise ValueError(
                 f"{path} is truncated: its header needs {expected_header} bytes, "
-                f"found {4 + len(header)}; download or copy it again."
+                f"found {4 + len(header)}; download or copy it again"
             )
         shape = struct.unpack(f">{magic[3]}I", header)
         dtype = np.dtype(DTYPES[magic[2]])
@@ -98,7 +98,7 @@ def read_idx_file(path: Path) -> np.ndarray:
         found = f"{len(values)}" if len(values) < expected else f"at least {len(values)}"
         raise ValueError(
             f"{path} is {fault}: its header announces {list(shape)}, which takes {expected} bytes "
-            f"of values, found {found}; download or copy it again."
+            f"of values, found {found}; download or copy it again"
         )
     return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
@@ -113,7 +113,7 @@ def _read(stream: IO[bytes], limit: int, path: Path) -> bytes:
         pass  # a gzip stream cut short: the caller compares the lengths
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} is a damaged gzip file ({error}); download or copy it again."
+            f"{path} is a damaged gzip file ({error}); download or copy it again"
         ) from None
     return bytes(parts)
 
@@ -132,8 +132,8 @@ def _read_pair(directory: Path, part: str, path: Path) -> tuple[Tensor, Tensor |
     kind, images = to_samples(read_idx_file(path), str(path))
     if kind != "image":
         raise ValueError(
-            f"{path} must hold images [N, H, W], got vectors {list(images.shape)}: "
-            f"save vectors as .npy and load them with npy:FILE."
+            f"{path} must hold images [N, H, W], got vectors {list(images.shape)}; "
+            f"save vectors as .npy and load them with npy:FILE"
         )
     labels_path = _find(directory, f"{part}-labels", 1)
     if labels_path is None:

@@ -61,8 +61,8 @@ def read_npy(argument: str, options: ReadOptions) -> Dataset:
     test_kind, test, test_labels = _part(arrays, "test", "test_labels", path, options)
     if test_kind != kind:
         raise ValueError(
-            f"{path} holds {kind}s to train on and {test_kind}s to test on: "
-            f"save both with the same axes."
+            f"{path} holds {kind}s to train on and {test_kind}s to test on; "
+            f"save both with the same axes"
         )
     return Dataset(
         name=path.stem,
@@ -109,13 +109,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         if "object" in str(error).lower():  # numpy: "Object arrays ...", "Python objects in dtype."
             raise ValueError(
                 f"{path} holds an object array, which only pickle can read, and pickled data may "
-                f"run code: save it as a plain array of numbers, for example with "
-                f"array.astype('float32')."
+                f"run code; save it as a plain array of numbers, for example with "
+                f"array.astype('float32')"
             ) from None
         raise ValueError(_damaged(path, error)) from None
     raise ValueError(
-        f"{path} is not a .npy or .npz file (it starts with {magic.hex(' ') or 'nothing'}): "
-        f"write it with numpy.save or numpy.savez."
+        f"{path} is not a .npy or .npz file (it starts with {magic.hex(' ') or 'nothing'}); "
+        f"write it with numpy.save or numpy.savez"
     )
 
 
@@ -131,8 +131,8 @@ def _roles(names: list[str], path: Path) -> dict[str, str]:
             return {r: n for r, n in convention._asdict().items() if n in names}
     known = ", ".join(dict.fromkeys(convention.train for convention in CONVENTIONS))
     raise _NoRole(
-        f"{path} holds arrays named {', '.join(sorted(names)) or 'nothing at all'}: "
-        f"name the samples one of {known}, or save one array only."
+        f"{path} holds arrays named {', '.join(sorted(names)) or 'nothing at all'}; "
+        f"name the samples one of {known}, or save one array only"
     )
 
 
@@ -140,6 +140,5 @@ def _damaged(path: Path, error: BaseException) -> str:
     size = path.stat().st_size
     reason = str(error).rstrip(".") or type(error).__name__
     return (
-        f"{path} is truncated or damaged ({size} bytes found; {reason}): "
-        f"write or download it again."
+        f"{path} is truncated or damaged ({size} bytes found; {reason}); write or download it again"
     )

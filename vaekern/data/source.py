@@ -18,8 +18,8 @@ class ReadOptions:
         """Refuse ``image_size`` for data that is not images."""
         if self.image_size is not None:
             raise ValueError(
-                f"image_size={self.image_size} applies to images, but {source} holds vectors: "
-                f"leave image_size out."
+                f"image_size={self.image_size} applies to images, but {source} holds vectors; "
+                f"leave image_size out"
             )
 
 
@@ -28,8 +28,8 @@ def existing(argument: str, *, directory: bool) -> Path:
     path = Path(argument).expanduser()
     wanted = "a directory" if directory else "a file"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the path of {wanted}.")
+        raise FileNotFoundError(f"{path} does not exist; give the path of {wanted}")
     if path.is_dir() != directory:
         other = "a file" if directory else "a directory"
-        raise ValueError(f"{path} is {other}: give the path of {wanted}.")
+        raise ValueError(f"{path} is {other}; give the path of {wanted}")
     return path

@@ -18,31 +18,31 @@ def check_samples(
     ``beside`` names a checked tensor whose device and number of dimensions must be the same.
     """
     if not isinstance(samples, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape [N, d], got {type(samples).__name__}.")
+        raise TypeError(f"{name} must be a tensor of shape [N, d], got {type(samples).__name__}")
     if not samples.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {samples.dtype}: call .float() on it.")
+        raise TypeError(f"{name} must be floating point, got {samples.dtype}; call .float() on it")
     if samples.ndim != 2 or samples.shape[1] == 0:
         raise ValueError(
-            f"{name} must have shape [N, d], got {list(samples.shape)}: flatten each sample."
+            f"{name} must have shape [N, d], got {list(samples.shape)}; flatten each sample"
         )
     if len(samples) < at_least:
         raise ValueError(
             f"{name} must hold at least {at_least} sample{'s' * (at_least != 1)}, "
-            f"got {len(samples)}."
+            f"got {len(samples)}"
         )
     if beside is not None:
         other_name, other = beside
         if samples.device != other.device:
             raise ValueError(
                 f"{name} must be on the device of {other_name}, got {samples.device} "
-                f"and {other.device}: move one with .to()."
+                f"and {other.device}; move one with .to()"
             )
         if samples.shape[1] != other.shape[1]:
             raise ValueError(
                 f"{name} must have as many dimensions as {other_name}, got {samples.shape[1]} "
-                f"and {other.shape[1]}."
+                f"and {other.shape[1]}"
             )
     if not torch.isfinite(samples).all():
         raise ValueError(
-            f"{name} must be finite, but holds NaN or infinity: look for a diverged run."
+            f"{name} must be finite, but holds NaN or infinity; look for a diverged run"
         )

@@ -81,7 +81,7 @@ def maximum_mean_discrepancy(
     if kernel not in ("imq", "rbf"):
         raise ValueError(f'kernel must be "imq" or "rbf", got {kernel!r}.')
     if bandwidth is not None and not 0 < bandwidth < float("inf"):
-        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}.")
+        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
     x = x.double()
     if y is None:
         y = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -119,8 +119,8 @@ def _median_distance(x: Tensor, y: Tensor) -> float:
     median = float(distance.median()) if len(distance) else 0.0
     if median == 0:
         raise ValueError(
-            "bandwidth cannot be the median distance, which is 0 here (most points coincide): "
-            "give a positive bandwidth."
+            "bandwidth cannot be the median distance, which is 0 here (most points coincide); "
+            "give a positive bandwidth"
         )
     return median
 

@@ -81,13 +81,13 @@ def active_units(
         check_samples("logvar", logvar, beside=("mu", mu))
         if len(logvar) != len(mu):
             raise ValueError(
-                f"logvar must hold as many samples as mu, got {len(logvar)} and {len(mu)}."
+                f"logvar must hold as many samples as mu, got {len(logvar)} and {len(mu)}"
             )
     if definition not in THRESHOLDS:
-        raise ValueError(f"definition must be one of {', '.join(THRESHOLDS)}, got {definition!r}.")
+        raise ValueError(f"definition must be one of {', '.join(THRESHOLDS)}, got {definition!r}")
     threshold = THRESHOLDS[definition] if threshold is None else threshold
     if not 0 < threshold < float("inf"):
-        raise ValueError(f"threshold must be positive and finite, got {threshold}.")
+        raise ValueError(f"threshold must be positive and finite, got {threshold}")
     if definition == "posterior":
         if logvar is None:
             raise ValueError('definition="posterior" reads logvar, got None: pass logvar.')
@@ -136,7 +136,7 @@ def encoder_variance_spectrum(
     """
     check_samples("logvar", logvar)
     if not 0 < threshold < float("inf"):
-        raise ValueError(f"threshold must be positive and finite, got {threshold}.")
+        raise ValueError(f"threshold must be positive and finite, got {threshold}")
     variance, order = torch.sort(_mean_variance(logvar))
     active = int((variance < threshold).sum())
     return EncoderVarianceSpectrum(variance, order, active, len(variance) - active)

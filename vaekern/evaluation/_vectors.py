@@ -1,0 +1,109 @@
+"""Pictures of vectors: a scatter plot of two dimensions, one panel per dimension of more."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from vaekern.evaluation._canvas import BLUE, FAINT, INK, MUTED, ORANGE, dress, legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = 12
+BINS = 40
+
+
+def sample_figure(samples: Tensor, title: str, data: Tensor | None) -> Figure:
+    """Samples, over the data where it is given."""
+    drawn = _array(samples)
+    real = None if data is None else _array(data)
+    if drawn.shape[1] == 2:
+        figure = new_figure(6, 6)
+        axes = figure.add_subplot()
+        if real is not None:
+            axes.scatter(*real.T, **_dots(len(real)), color=MUTED, label="data")
+        axes.scatter(*drawn.T, **_dots(len(drawn)), color=BLUE, label="samples")
+        axes.set_aspect("equal", adjustable="datalim")
+        dress(axes, title=title, x="dimension 1", y="dimension 2")
+        if real is not None:
+            legend(axes, loc="upper right")
+        return figure
+    figure, panels = _panels(drawn.shape[1], title)
+    for i, axes in enumerate(panels):
+        column = drawn[:, i][np.isfinite(drawn[:, i])]
+        behind = column[:0] if real is None else real[:, i]
+        both = np.concatenate([column, behind])
+        if not len(both):
+            continue  # a diverged run: nothing to count
+        # the same bins for both, so that heights compare
+        edges = np.histogram_bin_edges(both, bins=BINS).tolist()
+        if len(behind):
+            axes.hist(behind, edges, density=True, color=FAINT, edgecolor="none", label="data")
+        axes.hist(
+            column, edges, density=True, histtype="step", color=BLUE, linewidth=1.4, label="samples"
+        )
+        dress(axes, x=f"dimension {i + 1}", y="density" if _leftmost(axes) else "")
+    if real is not None:
+        legend(panels[0], loc="upper right")
+    return figure
+
+
+def reconstruction_figure(originals: Tensor, reconstructions: Tensor, title: str) -> Figure:
+    """Two dimensions: each original joined to its reconstruction. Else one against the other."""
+    real, drawn = _array(originals), _array(reconstructions)
+    if real.shape[1] == 2:
+        from matplotlib.collections import LineCollection
+
+        figure = new_figure(6, 6)
+        axes = figure.add_subplot()
+        pairs = list(np.stack([real, drawn], 1))
+        axes.add_collection(LineCollection(pairs, colors=MUTED, linewidths=0.6, zorder=1))
+        axes.scatter(*real.T, **_dots(len(real)), color=INK, label="original", zorder=2)
+        axes.scatter(*drawn.T, **_dots(len(drawn)), color=ORANGE, label="reconstruction", zorder=3)
+        axes.set_aspect("equal", adjustable="datalim")
+        dress(axes, title=title, x="dimension 1", y="dimension 2")
+        legend(axes, loc="upper right")
+        return figure
+    figure, panels = _panels(real.shape[1], title)
+    for i, axes in enumerate(panels):
+        axes.axline((float(real[:, i].mean()),) * 2, slope=1, color=MUTED, linewidth=0.8)
+        axes.scatter(real[:, i], drawn[:, i], **_dots(len(real)), color=BLUE)
+        dress(axes, title=f"dimension {i + 1}", x="original")
+        if _leftmost(axes):
+            axes.set_ylabel("reconstruction", color=INK, fontsize=10)
+    return figure
+
+
+def _panels(dims: int, title: str) -> tuple[Figure, list[Axes]]:
+    shown = min(dims, PANELS)
+    columns = min(4, shown)
+    rows = math.ceil(shown / columns)
+    figure = new_figure(max(5.0, 3.0 * columns), 2.6 * rows + 0.5)
+    if shown < dims:
+        title = f"{title} (the first {shown} of {dims} dimensions)"
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(shown)]
+
+
+def _leftmost(axes: Axes) -> bool:
+    spec = axes.get_subplotspec()
+    return spec is not None and spec.is_first_col()
+
+
+def _dots(count: int) -> dict[str, Any]:
+    """Many points are drawn small and pale, so that density shows."""
+    return {
+        "s": float(np.clip(4000 / max(count, 1), 3, 18)),
+        "alpha": float(np.clip(600 / max(count, 1), 0.25, 0.9)),
+        "linewidth": 0,
+    }
+
+
+def _array(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().float().cpu().numpy()
+    return array

@@ -28,7 +28,9 @@ def message(spec: str, error: type[Exception] = ValueError, **options: object) -
     with pytest.raises(error) as caught:
         data.load(spec, **options)  # type: ignore[arg-type]
     text = str(caught.value)
-    assert text[-1] != "." and ". " not in text and "\n" not in text
+    assert text[-1] != "."
+    assert ". " not in text
+    assert "\n" not in text
     return text
 
 
@@ -43,11 +45,14 @@ def test_digits_are_the_bundled_images_split_by_class():
     dataset = data.load("digits")
     assert dataset.sample_shape == (1, 8, 8)
     assert (dataset.name, dataset.kind, dataset.value_range) == ("digits", "image", (0.0, 1.0))
-    assert len(dataset.train) == 1617 and len(dataset.test) == 180
-    assert dataset.train.min() == 0 and dataset.train.max() == 1
+    assert len(dataset.train) == 1617
+    assert len(dataset.test) == 180
+    assert dataset.train.min() == 0
+    assert dataset.train.max() == 1
     # 16 grey levels, exactly
     assert torch.equal(dataset.train * 16, (dataset.train * 16).round())
-    assert dataset.train_labels is not None and dataset.test_labels is not None
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
     share = torch.bincount(dataset.test_labels).double() / (
         torch.bincount(torch.cat([dataset.train_labels, dataset.test_labels])).double()
     )
@@ -56,7 +61,8 @@ def test_digits_are_the_bundled_images_split_by_class():
 
 def test_the_split_is_a_partition_fixed_by_the_seed():
     once, again, other = data.load("digits"), data.load("digits"), data.load("digits", seed=1)
-    assert torch.equal(once.test, again.test) and torch.equal(once.train, again.train)
+    assert torch.equal(once.test, again.test)
+    assert torch.equal(once.train, again.train)
     assert not torch.equal(once.test, other.test)
     joined = torch.cat([once.train, once.test]).flatten(1).sort(0).values
     assert torch.equal(joined, torch.cat([other.train, other.test]).flatten(1).sort(0).values)
@@ -66,7 +72,8 @@ def test_image_size_resizes_digits():
     small = data.load("digits")
     large = data.load("digits", image_size=28)
     assert large.sample_shape == (1, 28, 28)
-    assert large.train.min() >= 0 and large.train.max() <= 1
+    assert large.train.min() >= 0
+    assert large.train.max() <= 1
     assert torch.allclose(large.train.mean(), small.train.mean(), atol=0.02)
 
 
@@ -84,18 +91,21 @@ def test_idx_directory(tmp_path: Path, zipped: bool, separator: str):
                 name, content = f"{name}.gz", gzip.compress(content)
             (tmp_path / name).write_bytes(content)
     dataset = data.load(f"idx:{tmp_path}")
-    assert dataset.kind == "image" and dataset.sample_shape == (1, 6, 5)
+    assert dataset.kind == "image"
+    assert dataset.sample_shape == (1, 6, 5)
     expected = torch.from_numpy(IMAGES[:14].astype(np.float32))[:, None] / 255
     assert torch.equal(dataset.train, expected)
     assert torch.equal(dataset.test, expected[:6])
-    assert dataset.train_labels is not None and dataset.train_labels.dtype == torch.int64
+    assert dataset.train_labels is not None
+    assert dataset.train_labels.dtype == torch.int64
     assert dataset.train_labels.tolist() == LABELS[:14].tolist()
 
 
 def test_idx_without_a_test_set_or_labels_is_split(tmp_path: Path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(IMAGES))
     dataset = data.load(f"idx:{tmp_path}", test_fraction=0.25)
-    assert dataset.train_labels is None and len(dataset.test) == 5
+    assert dataset.train_labels is None
+    assert len(dataset.test) == 5
     everything = torch.from_numpy(IMAGES.astype(np.float32) / 255)
     assert rows(dataset.train) | rows(dataset.test) == rows(everything)
 
@@ -105,7 +115,8 @@ def test_idx_reads_big_endian_labels(tmp_path: Path):
     wide = np.arange(20, dtype=np.int32) + 1000  # a byte order mistake would show
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(wide))
     dataset = data.load(f"idx:{tmp_path}")
-    assert dataset.train_labels is not None and dataset.test_labels is not None
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
     together = torch.cat([dataset.train_labels, dataset.test_labels])
     assert sorted(together.tolist()) == wide.tolist()
 
@@ -148,12 +159,14 @@ def test_idx_label_count_must_match(tmp_path: Path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(GOOD)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:7]))
     text = message(f"idx:{tmp_path}")
-    assert "20 samples" in text and "[7]" in text
+    assert "20 samples" in text
+    assert "[7]" in text
 
 
 def test_idx_directory_without_files_lists_the_names(tmp_path: Path):
     text = message(f"idx:{tmp_path}", FileNotFoundError)
-    assert "train-images-idx3-ubyte" in text and "train-images.idx3-ubyte.gz" in text
+    assert "train-images-idx3-ubyte" in text
+    assert "train-images.idx3-ubyte.gz" in text
 
 
 # --------------------------------------------------------------------- npy
@@ -172,7 +185,8 @@ def test_idx_directory_without_files_lists_the_names(tmp_path: Path):
 def test_npy_image_layouts(tmp_path: Path, array: np.ndarray, shape: tuple[int, ...]):
     np.save(tmp_path / "faces.npy", array)
     dataset = data.load(f"npy:{tmp_path / 'faces.npy'}")
-    assert dataset.name == "faces" and dataset.kind == "image"
+    assert dataset.name == "faces"
+    assert dataset.kind == "image"
     assert dataset.sample_shape == shape
     expected = torch.from_numpy(IMAGES.astype(np.float32) / 255)
     for channel in range(shape[0]):
@@ -209,7 +223,8 @@ def test_npz_with_test_set_and_labels(tmp_path: Path):
     )
     dataset = data.load(f"npy:{tmp_path / 'mnist.npz'}")
     assert torch.equal(dataset.test[:, 0] * 255, torch.from_numpy(IMAGES[15:]).float())
-    assert dataset.train_labels is not None and dataset.test_labels is not None
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
     assert dataset.train_labels.tolist() == LABELS[:15].tolist()
     assert dataset.test_labels.tolist() == LABELS[15:].tolist()
 
@@ -266,7 +281,8 @@ def test_object_arrays_are_refused_unread(tmp_path: Path, suffix: str):
     save = np.save if suffix == ".npy" else np.savez
     save(path, np.array([[Bomb()], [Bomb()]], dtype=object))
     text = message(f"npy:{path}")
-    assert "object array" in text and str(path) in text
+    assert "object array" in text
+    assert str(path) in text
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -277,7 +293,8 @@ def test_truncated_arrays(tmp_path: Path, suffix: str):
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size // 2])
     text = message(f"npy:{path}")
-    assert "truncated" in text and f"{size // 2} bytes" in text
+    assert "truncated" in text
+    assert f"{size // 2} bytes" in text
 
 
 def test_files_of_another_kind(tmp_path: Path):
@@ -315,7 +332,8 @@ def test_flat_folder_of_grey_images(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden.png").write_text("not an image either")
     dataset = data.load(f"folder:{tmp_path}")
-    assert dataset.sample_shape == (1, 6, 5) and dataset.train_labels is None
+    assert dataset.sample_shape == (1, 6, 5)
+    assert dataset.train_labels is None
     assert len(dataset.test) == 2
     assert rows(dataset.train[:, 0]) | rows(dataset.test[:, 0]) == rows(
         torch.from_numpy(IMAGES.astype(np.float32)) / 255
@@ -329,7 +347,8 @@ def test_subfolders_are_labels_and_colour_wins(tmp_path: Path):
         write(tmp_path / "red" / f"{i}.PNG", colour)
         write(tmp_path / "grey" / f"{i}.bmp", np.full((4, 4), 51, np.uint8))
     dataset = data.load(f"folder:{tmp_path}", test_fraction=0.5)
-    assert dataset.train_labels is not None and dataset.test_labels is not None
+    assert dataset.train_labels is not None
+    assert dataset.test_labels is not None
     assert dataset.train_labels.bincount().tolist() == [2, 2]  # grey is 0, red is 1
     for image, label in zip(dataset.train, dataset.train_labels.tolist(), strict=True):
         expected = [1.0, 0.0, 0.0] if label else [0.2, 0.2, 0.2]
@@ -342,7 +361,9 @@ def test_varied_sizes_need_image_size_then_are_cropped_in_the_centre(tmp_path: P
     write(tmp_path / "a.png", wide)
     write(tmp_path / "b.png", np.full((10, 10), 102, np.uint8))
     text = message(f"folder:{tmp_path}")
-    assert "8x4" in text and "10x10" in text and "image_size" in text
+    assert "8x4" in text
+    assert "10x10" in text
+    assert "image_size" in text
     dataset = data.load(f"folder:{tmp_path}", image_size=5)
     for image in (*dataset.train, *dataset.test):
         assert torch.allclose(image, torch.full((1, 5, 5), 0.4), atol=1e-6)
@@ -360,7 +381,8 @@ def test_folder_errors(tmp_path: Path):
     assert str(bad) in message(f"folder:{tmp_path}")
     bad.unlink()
     write(tmp_path / "a" / "deep.png", IMAGES[0].astype(np.uint16) * 256)
-    assert "16-bit" in message(f"folder:{tmp_path}") and "deep.png" in message(f"folder:{tmp_path}")
+    assert "16-bit" in message(f"folder:{tmp_path}")
+    assert "deep.png" in message(f"folder:{tmp_path}")
     (tmp_path / "a" / "deep.png").unlink()
     write(tmp_path / "loose.png", IMAGES[0])
     assert "loose.png" in message(f"folder:{tmp_path}")
@@ -378,7 +400,8 @@ def test_folder_is_quiet_when_not_a_terminal(tmp_path: Path, capfd: pytest.Captu
 
 def test_unknown_specs_list_the_known_and_suggest_the_closest(tmp_path: Path):
     known = "digits | idx:DIR | npy:FILE | folder:DIR"
-    assert known in message("mnist") and "did you mean" not in message("mnist")
+    assert known in message("mnist")
+    assert "did you mean" not in message("mnist")
     assert message("digit").endswith("did you mean digits?")
     assert message("foldr:/x").endswith("did you mean folder:/x?")
     assert f"folder:{tmp_path}" in message(str(tmp_path))

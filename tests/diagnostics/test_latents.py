@@ -90,4 +90,5 @@ def test_spectrum_is_ascending_and_its_order_maps_back():
 def test_bad_input(call, error, word):
     with pytest.raises(error) as caught:
         call()
-    assert word in str(caught.value) and ". " not in str(caught.value)
+    assert word in str(caught.value)
+    assert ". " not in str(caught.value)

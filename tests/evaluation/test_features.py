@@ -38,7 +38,8 @@ def test_it_knows_digits(digits: Dataset, classifier: FeatureClassifier):
 
 def test_features_are_alive_and_of_unit_variance(digits: Dataset, classifier: FeatureClassifier):
     values = classifier.features(digits.train)
-    assert values.shape == (1617, 64) and not values.requires_grad
+    assert values.shape == (1617, 64)
+    assert not values.requires_grad
     assert float(values.double().var(0).mean()) == pytest.approx(1, rel=1e-4)
     assert values.std(0).min() > 0
     assert torch.allclose(values[:5], classifier.features(digits.train[:5]), atol=1e-5)
@@ -55,7 +56,8 @@ def test_the_distance_orders_samples_by_quality(digits: Dataset, classifier: Fea
 
     steps = [digits.train + amount * noise for amount in (0.0, 0.1, 0.3, 1.0)]
     values = [distance(step.clamp(0, 1)) for step in steps]
-    assert values == sorted(values) and values[0] < 1e-9 < 0.1 < values[1]
+    assert values == sorted(values)
+    assert values[0] < 1e-9 < 0.1 < values[1]
     # unseen real digits lie far below even a little noise on all pixels
     assert distance(digits.test) < values[2]
     # as do images of one class only, which a collapsed model would give
@@ -88,7 +90,8 @@ def test_larger_images_are_convolved(monkeypatch: pytest.MonkeyPatch):
     dataset = Dataset("bars", "image", images[:30], images[30:], labels[:30], labels[30:], (0, 1))
     classifier = fit_feature_classifier(dataset)
     assert any(isinstance(layer, torch.nn.Conv2d) for layer in classifier.body)
-    assert classifier.accuracy == 1.0 and classifier.classes == 2
+    assert classifier.accuracy == 1.0
+    assert classifier.classes == 2
     assert classifier.features(images).shape == (40, 64)
 
 
@@ -108,7 +111,7 @@ def test_saved_and_loaded_whole(tmp_path: Path, digits: Dataset, classifier: Fea
 
 def test_data_it_cannot_learn_from(digits: Dataset, classifier: FeatureClassifier):
     vectors = Dataset("points", "vector", torch.zeros(4, 2), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="must hold images.*vectors"):
+    with pytest.raises(ValueError, match=r"must hold images.*vectors"):
         fit_feature_classifier(vectors)
     with pytest.raises(ValueError, match="must have labels"):
         fit_feature_classifier(dataclasses.replace(digits, test_labels=None))

@@ -82,7 +82,8 @@ def test_sample_grid_in_colour_keeps_order_and_clamps(tmp_path: Path):
     corners = [find(page, as_tile((s * 3 - 1).clamp(0, 1), 2)) for s in samples]
     assert all(len(found) == 1 for found in corners)
     (a,), (b,), (c,), (d,) = corners
-    assert a[0] == b[0] < c[0] == d[0] and a[1] == c[1] < b[1] == d[1]
+    assert a[0] == b[0] < c[0] == d[0]
+    assert a[1] == c[1] < b[1] == d[1]
 
 
 def test_labels_do_not_run_into_tiles(tmp_path: Path):
@@ -97,7 +98,8 @@ def test_labels_do_not_run_into_tiles(tmp_path: Path):
 def test_large_images_and_many_of_them_keep_the_page_small(tmp_path: Path):
     sample_grid(torch.rand(24, 3, 256, 256), tmp_path / "a.png", "Samples")
     height, width = pixels(tmp_path / "a.png").shape[:2]
-    assert width < 1300 and height < 1700
+    assert width < 1300
+    assert height < 1700
 
 
 def test_a_diverged_run_still_gets_its_pictures(tmp_path: Path):
@@ -120,7 +122,8 @@ def test_vectors_get_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     axes = reconstructions.axes[0]
     points = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 50]
     if dims == 2:
-        assert np.allclose(points[0], x) and np.allclose(points[1], x * 0.5)
+        assert np.allclose(points[0], x)
+        assert np.allclose(points[1], x * 0.5)
         assert {t.get_text() for t in axes.get_legend().texts} == {"original", "reconstruction"}
     else:
         assert np.allclose(points[0], torch.stack([x[:, 0], x[:, 0] * 0.5], 1))
@@ -182,7 +185,8 @@ def test_training_curves_leave_out_what_is_missing(tmp_path: Path, monkeypatch: 
     terms, sigma = seen[0].axes
     assert [line.get_label() for line in terms.lines] == ["loss"]
     assert terms.lines[0].get_xdata().tolist() == [0, 1, 2, 4]
-    assert terms.get_ylabel() == "nats per sample" and sigma.get_xlabel() == "step"
+    assert terms.get_ylabel() == "nats per sample"
+    assert sigma.get_xlabel() == "step"
     training_curves([{"loss": 1.0}], tmp_path / "b.png")  # one point is a point
 
 
@@ -196,7 +200,8 @@ def test_long_noisy_curves_are_smoothed_over_the_pale_original(
     )
     pale, smooth = seen[0].axes[0].lines
     assert np.array_equal(pale.get_ydata(), noise)
-    assert len(smooth.get_ydata()) == 2000 and smooth.get_ydata().std() < 0.35
+    assert len(smooth.get_ydata()) == 2000
+    assert smooth.get_ydata().std() < 0.35
     # a mean over what exists at the ends, not over zeros beyond them
     training_curves([{"step": i, "loss": 3.0} for i in range(1000)], tmp_path / "b.png")
     assert np.allclose(seen[1].axes[0].lines[1].get_ydata(), 3)
@@ -258,7 +263,8 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         patch.setattr("os.fsync", no_space)
         with pytest.raises(RunError, match="no space left"):
             sample_grid(torch.ones(1, 1, 8, 8), path, "after")
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_global_figures_are_left(tmp_path: Path):

@@ -77,7 +77,8 @@ def test_too_few_samples_warn_in_one_sentence_at_the_callers_line():
     few, many = torch.randn(4, 4), torch.randn(5, 4)
     with pytest.warns(UserWarning, match="features_b holds 4 samples of 4 dimensions") as caught:
         frechet_distance(many, few)
-    assert len(caught) == 1 and caught[0].filename == __file__
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frechet_distance(many, many)

@@ -14,7 +14,7 @@ from vaekern.data.idx import read_idx
 from vaekern.data.npy import read_npy
 from vaekern.data.source import ReadOptions
 
-__all__ = ["Dataset", "READERS", "Reader", "load"]
+__all__ = ["READERS", "Dataset", "Reader", "load"]
 
 
 class Reader(NamedTuple):

@@ -55,7 +55,9 @@ class NetworkConfig:
     latent_dim: int = setting(16, "number of latent dimensions, of z and of u alike")
     width: int | None = setting(None, "units of each hidden layer of mlp (its default: 256)")
     layers: int | None = setting(None, "hidden layers of mlp, in each direction (its default: 2)")
-    second_width: int = setting(1024, "units of each hidden layer of the second stage")
+    second_width: int = setting(
+        256, "units of each hidden layer of the second stage (the paper: 1024)"
+    )
     second_layers: int = setting(3, "hidden layers of the second stage, in each direction")
 
     def network_options(self) -> dict[str, int]:

@@ -1,0 +1,138 @@
+"""A run that was stopped and continued equals one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaekern.training import RunError, TrainConfig, TrainingRun, load_model
+from vaekern.training.metrics import Totals
+from vaekern.training.run_directory import RunDirectory
+from vaekern.training.trainer import reached
+
+Train = Callable[..., TrainingRun]
+Make = Callable[..., TrainConfig]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], None]) -> None:
+    """Call `how` in the middle of the given step, counted over both stages."""
+    original, count = Totals.add, iter(range(1, 10**9))
+
+    def add(self: Totals, components: object) -> None:
+        original(self, components)
+        if next(count) == step:
+            how()
+
+    monkeypatch.setattr(Totals, "add", add)
+
+
+def send_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# Four steps an epoch, three epochs a stage: 6 is inside stage 1's second epoch, 12 its last step,
+# 13 the first of stage 2, 18 inside stage 2's second epoch.
+@pytest.mark.parametrize(
+    ("network", "step"),
+    [("mlp", 6), ("mlp", 12), ("mlp", 13), ("mlp", 18), ("infogan", 6), ("infogan", 18)],
+)
+def test_continued_run_has_the_same_bits(
+    network: str, step: int, make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {} if network == "mlp" else {"network": "infogan", "width": None}
+    never = train(make_config("never", **options))
+
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch, send_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("stopped", **options))
+    stopped = RunDirectory(make_config("stopped").run_directory)
+    position = reached(stopped)
+    assert (position.stage - 1) * 12 + position.step == step  # exactly there, not an epoch before
+
+    torch.manual_seed(999)  # whatever else happened in between
+    continued = train(make_config("stopped", **options), resume=True)
+    expected = never.model.state_dict()
+    for name, value in continued.model.state_dict().items():
+        assert value.equal(expected[name]), name
+    assert continued.directory.log.read_text() == never.directory.log.read_text()
+
+
+def test_an_interrupt_without_a_signal_goes_back_to_the_last_checkpoint(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    never = train(make_config("never"))
+    with monkeypatch.context() as patch:
+        interrupt_at(15, patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("stopped"))
+    assert reached(RunDirectory(make_config("stopped").run_directory)).stage == 2
+    continued = train(make_config("stopped"), resume=True)
+    expected = never.model.state_dict()
+    assert all(v.equal(expected[k]) for k, v in continued.model.state_dict().items())
+    assert continued.directory.log.read_text() == never.directory.log.read_text()
+
+
+def test_resume_starts_in_an_empty_directory(make_config: Make, train: Train) -> None:
+    run = train(make_config(), resume=True)
+    assert reached(run.directory).epoch == 3
+    model, data = load_model(run.path)
+    assert data["sample_shape"] == [1, 4, 4]
+    assert not model.training
+    expected = run.model.state_dict()
+    assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_finished_run_can_be_trained_further(make_config: Make, train: Train) -> None:
+    train(make_config("long", stage2={"epochs": 5}))
+    longer = train(make_config("long"), resume=True)  # fewer epochs than it has: nothing to do
+    assert reached(longer.directory).epoch == 5
+    train(make_config("short"))
+    extended = train(make_config("short", stage2={"epochs": 5}), resume=True)
+    expected = longer.model.state_dict()
+    assert all(v.equal(expected[k]) for k, v in extended.model.state_dict().items())
+
+
+def test_resume_refuses_another_run_s_settings(make_config: Make, train: Train) -> None:
+    train(make_config())
+    with pytest.raises(RunError, match=r"other settings \(beta: 1.0 -> 2.0\); leave these out"):
+        TrainingRun(make_config(beta=2.0), resume=True)
+    with pytest.raises(RunError, match=r"stage1.batch_size: 20 -> 30"):
+        TrainingRun(make_config(stage1={"batch_size": 30}), resume=True)
+    with pytest.raises(RunError, match=r"stage 1 of .* is finished, and stage 2 builds on it"):
+        TrainingRun(make_config(stage1={"lr": 0.5}), resume=True)
+
+
+def test_resume_refuses_other_data(make_config: Make, train: Train, images: Path) -> None:
+    config = make_config()
+    run = train(config)
+    content = json.loads(run.directory.description.read_text())
+    content["data"]["train"] = 7
+    run.directory.description.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"is not the data that .* was trained on"):
+        TrainingRun(config, resume=True)
+
+
+def test_second_ctrl_c_stops_at_once(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        send_ctrl_c()
+        send_ctrl_c()
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch, twice)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config())
+    assert signal.getsignal(signal.SIGINT) is before
+    assert reached(RunDirectory(make_config().run_directory)).step == 0

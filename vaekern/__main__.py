@@ -1,0 +1,7 @@
+"""`python -m vaekern` is `vaekern`."""
+
+import sys
+
+from vaekern.cli import main
+
+sys.exit(main())

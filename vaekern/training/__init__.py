@@ -1,0 +1,24 @@
+"""Training a two-stage VAE: a plain loop, a run directory, a report."""
+
+from vaekern.training.config import (
+    DataConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+)
+from vaekern.training.errors import RunError
+from vaekern.training.run import TrainingRun
+from vaekern.training.run_directory import RunDirectory, load_model
+from vaekern.training.trainer import Trainer
+
+__all__ = [
+    "DataConfig",
+    "RunConfig",
+    "RunDirectory",
+    "RunError",
+    "StageConfig",
+    "TrainConfig",
+    "Trainer",
+    "TrainingRun",
+    "load_model",
+]

@@ -1,0 +1,155 @@
+"""Every setting of a training run. Flags, YAML files and the help text are generated from here."""
+
+# ruff: noqa: RUF009 (`setting` makes a dataclass field, which ruff cannot know)
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, setting
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives and how it runs."""
+
+    run: str | None = setting(None, "run directory (default: runs/DATA-COVARIANCE-ESTIMATE)")
+    seed: int = setting(0, "seed of weights, data order and noise")
+    device: Device = setting("auto", "auto takes a CUDA device where there is one")
+    checkpoint_seconds: float = setting(30.0, "seconds of training between two checkpoints")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned."""
+
+    data: str = setting("digits", "digits, idx:DIR, npy:FILE or folder:DIR")
+    image_size: int | None = setting(None, "cut images to a square and resize to this many pixels")
+    test_fraction: float = setting(0.1, "share held out where the source has no test set")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage's schedule: Adam, lr(epoch) = lr * 0.5^floor(epoch / halve_every)."""
+
+    epochs: int = setting(150, "passes over the data; 0 leaves the second stage out")
+    batch_size: int = setting(64, "samples per step; a last smaller batch is dropped")
+    lr: float = setting(1e-3, "learning rate of the networks")
+    halve_every: int = setting(50, "epochs after which both learning rates halve")
+    variance_lr: float = setting(
+        1e-2,
+        # Adam moves a parameter by at most about its learning rate in a step: at 1e-4 a learned
+        # log-deviation needs 10,000 steps per unit, and would still be falling in a short run.
+        "learning rate of a learned decoder variance, which moves by at most this much a step",
+    )
+
+    def lr_factor(self, epoch: int) -> float:
+        """What both learning rates are multiplied by in this epoch."""
+        return float(0.5 ** (epoch // self.halve_every))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of `vaekern train`."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    stage1: StageConfig = field(default_factory=StageConfig)
+    stage2: StageConfig = field(default_factory=lambda: StageConfig(epochs=300, halve_every=100))
+
+    def __post_init__(self) -> None:
+        for name, stage in (("stage1", self.stage1), ("stage2", self.stage2)):
+            lowest = {"epochs": 0 if stage is self.stage2 else 1, "batch_size": 1, "halve_every": 1}
+            for key, least in lowest.items():
+                if getattr(stage, key) < least:
+                    raise ValueError(
+                        f"{name}.{key} must be at least {least}, got {getattr(stage, key)}"
+                    )
+            for key in ("lr", "variance_lr"):
+                if not getattr(stage, key) > 0:
+                    raise ValueError(f"{name}.{key} must be positive, got {getattr(stage, key)}")
+        if not 0 <= self.run.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {self.run.seed}")
+        if not self.run.checkpoint_seconds > 0:
+            raise ValueError(
+                f"checkpoint_seconds must be positive, got {self.run.checkpoint_seconds}"
+            )
+
+    @property
+    def model(self) -> ModelConfig:
+        """The part that describes the model."""
+        return ModelConfig(objective=self.objective, network=self.network)
+
+    @property
+    def run_directory(self) -> str:
+        """`run`, or a directory under runs/ named after what is trained."""
+        if self.run.run is not None:
+            return self.run.run
+        source = self.data.data.rstrip("/").rpartition("/")[2].replace(":", "-")
+        return f"runs/{source}-{self.objective.covariance}-{self.objective.estimate}"
+
+    def to_flat(self) -> dict[str, Any]:
+        """The settings as a YAML file holds them: one level, and one more for the two stages."""
+        flat: dict[str, Any] = {}
+        for part in dataclasses.fields(self):
+            values = dataclasses.asdict(getattr(self, part.name))
+            values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+            flat.update({part.name: values} if part.name in STAGES else values)
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of `to_flat`; settings that are absent keep their defaults.
+
+        Raises:
+            ValueError: a key that is no setting, or a value outside its range.
+        """
+        default = cls()
+        parts: dict[str, Any] = {}
+        left = dict(flat)
+        for part in dataclasses.fields(cls):
+            group = getattr(default, part.name)
+            given = dict(left.pop(part.name, None) or {}) if part.name in STAGES else left
+            chosen = {
+                setting.name: given.pop(setting.name)
+                for setting in dataclasses.fields(group)
+                if setting.name in given
+            }
+            if part.name in STAGES and given:
+                raise ValueError(f"{part.name} has no setting {next(iter(given))!r}")
+            if isinstance(chosen.get("logvar_clamp"), list):
+                chosen["logvar_clamp"] = tuple(chosen["logvar_clamp"])
+            parts[part.name] = dataclasses.replace(group, **chosen)
+        if left:
+            raise ValueError(f"there is no setting {next(iter(left))!r}")
+        return cls(**parts)
+
+
+# The groups that keep their name as a prefix (--stage1.epochs); all others are flat (--latent-dim).
+STAGES = ("stage1", "stage2")
+
+# What may differ when a run is continued: everything else would make it another run.
+CHANGEABLE = {
+    *("run", "device", "checkpoint_seconds"),
+    *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
+}
+
+
+def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
+    """'name: stored -> given' for each setting that may not change when a run is continued."""
+    before, after = stored.to_flat(), given.to_flat()
+    for stage in STAGES:
+        for flat in (before, after):
+            flat.update({f"{stage}.{key}": value for key, value in flat.pop(stage).items()})
+    return [
+        f"{name}: {before[name]} -> {after[name]}"
+        for name in before
+        if name not in CHANGEABLE and before[name] != after[name]
+    ]

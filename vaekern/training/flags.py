@@ -1,0 +1,127 @@
+"""The flags of `vaekern train`, generated from the dataclasses of `config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from vaekern._optional import require
+from vaekern.models.config import explanation
+from vaekern.training.config import STAGES, TrainConfig
+from vaekern.training.run_directory import RunDirectory
+
+DESCRIPTION = """Train a two-stage VAE: the first on the data, the second on its latents. The run
+directory gets the settings, weights, metrics, pictures and a table."""
+EPILOG = """examples:
+  vaekern train                                      both stages on the digits, about a minute
+  vaekern train --data idx:mnist --network infogan --latent-dim 64
+  vaekern train --covariance diag-i --estimate learned --run runs/diag
+  vaekern train --config runs/diag/config.yaml --seed 1 --run runs/diag-1
+  vaekern train --run runs/diag --resume             go on where it stopped, with its settings
+"""
+
+
+METAVARS = {"run": "DIR", "data": "SPEC", "network": "NAME"}
+
+
+class UsageError(Exception):
+    """Flags or a configuration file that mean nothing; the text is one sentence."""
+
+
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """(settings, resume) for the words after `vaekern train`.
+
+    Raises:
+        UsageError: an unknown flag, a value of the wrong type, an unreadable configuration file.
+        ModuleNotFoundError: jsonargparse is not installed; the text names the extra.
+    """
+    jsonargparse = require("jsonargparse", "vaekern train")
+
+    class Parser(jsonargparse.ArgumentParser):  # type: ignore[name-defined,misc]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UsageError(" ".join(str(message).split()))
+
+    parser = Parser(
+        prog="vaekern train",
+        usage="vaekern train [--data SPEC] [--run DIR] [--resume] [--config FILE] [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=_formatter(jsonargparse),
+        default_env=False,
+    )
+    first = parser.add_argument_group("run")
+    first.add_argument(
+        "--config",
+        action=jsonargparse.ActionConfigFile,
+        metavar="FILE",
+        help="YAML file with these settings; flags that follow it win",
+    )
+    first.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in the directory; start one where it is empty",
+    )
+    default = TrainConfig()
+    for part in dataclasses.fields(default):
+        config = getattr(default, part.name)
+        hints = typing.get_type_hints(type(config))
+        group = (
+            first
+            if part.name == "run"
+            else parser.add_argument_group(part.name, (type(config).__doc__ or "").strip())
+        )
+        prefix = f"{part.name}." if part.name in STAGES else ""
+        for setting in dataclasses.fields(config):
+            value = getattr(config, setting.name)
+            text = explanation(setting)
+            choices = _choices(hints[setting.name])
+            group.add_argument(
+                f"--{prefix}{setting.name}".replace("_", "-"),
+                type=hints[setting.name],
+                default=value,
+                metavar=METAVARS.get(setting.name) or choices or _metavar(hints[setting.name]),
+                help=text if value is None else f"{text} (default: {value})",
+            )
+    config, resume = _read(parser, list(argv))
+    if resume:
+        directory = RunDirectory(config.run_directory)
+        if directory.description.is_file() and directory.config.is_file():
+            # The run's own settings stand for the flags that are not given again.
+            stored = ["--config", str(directory.config), "--run", config.run_directory]
+            config, resume = _read(parser, [*stored, *argv])
+    return config, resume
+
+
+def _read(parser: Any, argv: list[str]) -> tuple[TrainConfig, bool]:
+    values: dict[str, Any] = parser.parse_args(argv).as_dict()
+    values.pop("config", None)
+    resume = bool(values.pop("resume"))
+    try:
+        return TrainConfig.from_flat(values), resume
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _choices(hint: Any) -> str | None:
+    if typing.get_origin(hint) is typing.Literal:
+        return "{" + ",".join(typing.get_args(hint)) + "}"
+    return None
+
+
+def _metavar(hint: Any) -> str:
+    names = {int: "N", float: "X", str: "TEXT", tuple: "[LO,HI]"}
+    options = [each for each in typing.get_args(hint) if each is not type(None)] or [hint]
+    return names.get(typing.get_origin(options[0]) or options[0], "VALUE")
+
+
+def _formatter(jsonargparse: Any) -> Any:
+    """argparse's own formatter: it keeps the epilog's lines and adds no internals to the help."""
+    import argparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, prog: str):
+            super().__init__(prog, max_help_position=34, width=100)
+
+    return Formatter

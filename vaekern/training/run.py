@@ -1,0 +1,145 @@
+"""A whole run: data, both stages, pictures, table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import vaekern
+from vaekern import data
+from vaekern.models import TwoStageVAE
+from vaekern.training.config import TrainConfig, differences
+from vaekern.training.errors import RunError
+from vaekern.training.run_directory import RunDirectory
+from vaekern.training.trainer import Trainer, reached
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` (auto, cpu, cuda) stands for.
+
+    Raises:
+        ValueError: cuda was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch finds none; use --device cpu")
+    return torch.device(name)
+
+
+class TrainingRun:
+    """`vaekern train` as an object: everything is checked here, before anything is written.
+
+    Args:
+        config: the settings.
+        resume: continue the run in the directory, or start one where it is empty.
+
+    Raises:
+        RunError: the directory holds something else, or a run and `resume` is False, or other
+            settings than the run's are asked for.
+        ValueError, TypeError, OSError: data that cannot be read, or settings that do not fit it.
+
+    Example:
+        >>> run = TrainingRun(TrainConfig())  # doctest: +SKIP
+        >>> print(run())  # trains; returns the table  # doctest: +SKIP
+    """
+
+    def __init__(self, config: TrainConfig, *, resume: bool = False):
+        self.config = config
+        self.directory = RunDirectory(config.run_directory)
+        self.continued = self.directory.is_run()
+        if self.continued and not resume:
+            raise RunError(
+                f"{self.directory.path} already holds a run; continue it with --resume, "
+                "or choose another directory with --run DIR"
+            )
+        self.device = choose_device(config.run.device)
+        self.data = data.load(
+            config.data.data,
+            image_size=config.data.image_size,
+            test_fraction=config.data.test_fraction,
+            seed=config.run.seed,
+        )
+        if self.continued:
+            self._check_same_run()
+        torch.manual_seed(config.run.seed)
+        self.model = TwoStageVAE.from_config(
+            config.model, self.data.sample_shape, self.data.value_range
+        ).to(self.device)
+        self.trainer = Trainer(self.model, self.data.train, config, self.directory)
+        if self.continued:
+            self.trainer.restore()
+
+    def __call__(self) -> str:
+        """Train to the end, evaluate, draw; returns the table.
+
+        Raises:
+            RunError: the loss is no longer finite, or the disk is full.
+            KeyboardInterrupt: Ctrl-C; the directory holds a checkpoint.
+        """
+        from vaekern.training.report import report  # its packages take a second to import
+
+        self.start()
+        self.trainer.train()
+        return report(self.model, self.data, self.config, self.directory)
+
+    def start(self) -> None:
+        """Create the run directory and write what describes the run.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self.directory.start(self.config, self._description())
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    def summary(self) -> str:
+        """One line on what is trained, and where."""
+        shape = "x".join(map(str, self.data.sample_shape))
+        return (
+            f"Training on {self.data.name} ({len(self.data.train)} samples of {shape}) "
+            f"on {self.device.type}, in {self.path}"
+        )
+
+    def _description(self) -> dict[str, object]:
+        value_range = self.data.value_range
+        return {
+            "vaekern": vaekern.__version__,
+            "torch": torch.__version__,
+            "data": {
+                "name": self.data.name,
+                "kind": self.data.kind,
+                "sample_shape": list(self.data.sample_shape),
+                "value_range": None if value_range is None else list(value_range),
+                "train": len(self.data.train),
+                "test": len(self.data.test),
+            },
+        }
+
+    def _first_stage_is_finished(self) -> bool:
+        return self.directory.model.exists() and reached(self.directory).stage == 2
+
+    def _check_same_run(self) -> None:
+        stored = self.directory.read_config()
+        changed = differences(stored, self.config)
+        if changed:
+            raise RunError(
+                f"{self.directory.path} was trained with other settings ({'; '.join(changed)}); "
+                "leave these out, or choose another directory with --run DIR"
+            )
+        if stored.stage1 != self.config.stage1 and self._first_stage_is_finished():
+            raise RunError(
+                f"stage 1 of {self.directory.path} is finished, and stage 2 builds on it; leave "
+                "--stage1 settings out, or choose another directory with --run DIR"
+            )
+        before = self.directory.read_description().get("data")
+        now = self._description()["data"]
+        if before != now:
+            raise RunError(
+                f"{self.config.data.data} is not the data that {self.directory.path} was trained "
+                f"on (then {before}, now {now}); restore the data, or start another run"
+            )

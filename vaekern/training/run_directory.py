@@ -1,0 +1,162 @@
+"""The run directory: where everything lies, and when it may be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vaekern._optional import require
+from vaekern.models import TwoStageVAE
+from vaekern.training.config import TrainConfig
+from vaekern.training.errors import RunError
+from vaekern.training.files import PREFIX, write_atomically
+from vaekern.training.tensors import load_state, load_tensors
+
+FORMAT = "vaekern run"
+VERSION = 1
+MODEL = "vaekern model"
+
+
+class RunDirectory:
+    """A directory that holds one run.
+
+    config.yaml             the settings, as `vaekern train --config` reads them
+    run.json                what the data was, and the version that wrote the run
+    model.safetensors       weights, losses and buffers of both stages
+    checkpoint.safetensors  what `--resume` needs besides: optimiser, random states, position
+    metrics.jsonl           one line for each epoch
+    metrics.json            the numbers of the final table
+    table.txt               the table
+    figures/                pictures
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.config = self.path / "config.yaml"
+        self.description = self.path / "run.json"
+        self.model = self.path / "model.safetensors"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.log = self.path / "metrics.jsonl"
+        self.metrics = self.path / "metrics.json"
+        self.table = self.path / "table.txt"
+        self.figures = self.path / "figures"
+
+    def is_run(self) -> bool:
+        """Whether the directory holds a run.
+
+        Raises:
+            RunError: it is a file, it holds something else, or a run of a newer version.
+        """
+        try:
+            entries = [each.name for each in self.path.iterdir()]
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            raise RunError(
+                f"{self.path} is a file, or below one, but a run needs a directory; "
+                "choose another with --run DIR"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"cannot read {self.path} ({error.strerror}); choose another with --run DIR"
+            ) from error
+        if all(name.startswith(PREFIX) for name in entries):  # what a crash may have left
+            return False
+        if self.description.name not in entries:
+            raise RunError(
+                f"{self.path} is not a vaekern run (it holds no {self.description.name}) and is "
+                "not empty; choose another directory with --run DIR"
+            )
+        self.read_description()
+        return True
+
+    def read_description(self) -> dict[str, Any]:
+        """run.json.
+
+        Raises:
+            RunError: it is missing, damaged, from something else, or from a newer version.
+        """
+        try:
+            content = json.loads(self.description.read_text(encoding="utf-8"))
+            ours = content["format"] == FORMAT
+            version = int(content["version"])
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path} is not a vaekern run (it holds no {self.description.name}); "
+                "give the directory that `vaekern train` wrote"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            ours, version = False, VERSION
+        if not ours:
+            raise RunError(
+                f"{self.description} is damaged or not from vaekern; "
+                "choose another directory with --run DIR"
+            )
+        if version > VERSION:
+            raise RunError(
+                f"{self.path} was written by a newer vaekern (run format {version}, this one reads "
+                f"{VERSION}); update vaekern"
+            )
+        return dict(content)
+
+    def start(self, config: TrainConfig, description: dict[str, Any]) -> None:
+        """Create the directory and write what describes the run.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        yaml = require("yaml", "saving a run", package="PyYAML")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.figures.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot create {self.path} ({error.strerror}); choose another with --run DIR"
+            ) from error
+        header = {"format": FORMAT, "version": VERSION}
+        # run.json marks the directory as a run, so it comes first: whatever happens afterwards,
+        # `--resume` knows what it is looking at.
+        write_atomically(self.description, json.dumps(header | description, indent=2) + "\n")
+        write_atomically(self.config, yaml.safe_dump(config.to_flat(), sort_keys=False))
+
+    def read_config(self) -> TrainConfig:
+        """config.yaml.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        yaml = require("yaml", "reading a run", package="PyYAML")
+        try:
+            return TrainConfig.from_flat(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"cannot read {self.config} ({reason}); restore it from a copy, "
+                "or train again with another --run directory"
+            ) from error
+
+
+def load_model(run: str | Path) -> tuple[TwoStageVAE, dict[str, Any]]:
+    """(model in evaluation mode, on the CPU; what run.json says of the data) of a trained run.
+
+    Raises:
+        RunError: the directory is no run, or one of its files is missing or damaged.
+
+    Example:
+        >>> model, data = load_model("runs/digits-iso-i-mle")  # doctest: +SKIP
+        >>> model.sample(64, stage=2).shape  # doctest: +SKIP
+        torch.Size([64, 1, 8, 8])
+    """
+    directory = RunDirectory(run)
+    data = directory.read_description()["data"]
+    config = directory.read_config()
+    value_range = data["value_range"]
+    model = TwoStageVAE.from_config(
+        config.model,
+        tuple(data["sample_shape"]),
+        None if value_range is None else (value_range[0], value_range[1]),
+    )
+    state, _ = load_tensors(directory.model, MODEL)
+    load_state(model, state, directory.model)
+    return model.eval(), data

@@ -1,0 +1,139 @@
+"""The numbers of a finished run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaekern import diagnostics, functional
+from vaekern.data import Dataset
+from vaekern.evaluation.features import fit_feature_classifier
+from vaekern.evaluation.frechet import frechet_distance
+from vaekern.models import VAE, Posterior, TwoStageVAE
+from vaekern.models.vae import CHUNK
+
+# The maximum mean discrepancy compares all pairs, the Frechet distance needs many samples.
+MMD_SAMPLES = 5_000
+FRECHET_SAMPLES = 10_000
+
+
+@torch.no_grad()
+def compute_scores(
+    model: TwoStageVAE,
+    data: Dataset,
+    train: Posterior,
+    *,
+    two_stages: bool,
+    seed: int,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """Likelihood, active units, discrepancies and Frechet distances of a model in evaluation mode.
+
+    Args:
+        model: the model.
+        data: what it was trained on.
+        train: its posterior of the training set.
+        two_stages: whether the second stage was trained too.
+        seed: of the feature classifier.
+        generator: of all noise, on the model's device.
+
+    Returns:
+        Names and values as metrics.json holds them. The likelihood is the negative ELBO of the test
+        set in nats per dimension, with the variance found in training and one z per input.
+    """
+    scores: dict[str, Any] = _likelihood(model.stage1, data.test, generator)
+    scores |= {
+        "active_units": diagnostics.active_units(train.mu, train.logvar).active,
+        "latent_dim": model.stage1.latent_dim,
+    }
+    scores |= _discrepancies(model, train, two_stages, generator)
+    return scores | _frechet_distances(model, data, two_stages, seed, generator)
+
+
+def _likelihood(vae: VAE, x: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """The negative ELBO of the test set with the variance fitted in training, one z per input."""
+    dimensions = math.prod(x.shape[1:])
+    nll = kl = mse = log_sigma = 0.0
+    device = generator.device
+    for batch in x.split(CHUNK):
+        batch = batch.to(device)
+        mu, logvar = vae.encode(batch)
+        output = vae.decoder(functional.reparameterize(mu, logvar, generator=generator))
+        x_hat, x_logvar = output if isinstance(output, tuple) else (output, vae.x_logvar)
+        if x_logvar.shape == batch.shape[:1]:
+            x_logvar = x_logvar.view(-1, *[1] * (batch.dim() - 1))  # learned iso-d: one per sample
+        activation = vae.loss.activation
+        nll += float(
+            functional.gaussian_nll(x_hat, batch, x_logvar, activation=activation, reduction="sum")
+        )
+        kl += float(functional.gaussian_kl(mu, logvar, reduction="sum"))
+        mean = functional.gaussian_nll(x_hat, batch, 0.0, activation=activation, reduction="sum")
+        mse += 2 * float(mean) - batch.numel() * math.log(2 * math.pi)
+        log_sigma += 0.5 * float(x_logvar.mean()) * len(batch)
+    return {
+        "nll_nats_per_dim": (nll + kl) / x.numel(),
+        "reconstruction_nats_per_dim": nll / x.numel(),
+        "kl_nats_per_dim": kl / x.numel(),
+        "kl_nats": kl / len(x),
+        "sigma": math.exp(log_sigma / len(x)),
+        "mse": mse / x.numel(),
+        "dimensions": dimensions,
+    }
+
+
+def _discrepancies(
+    model: TwoStageVAE, train: Posterior, two_stages: bool, generator: torch.Generator
+) -> dict[str, float]:
+    """MMD^2 to N(0, I) of the aggregate posteriors: q(z) of stage 1 and q(u) of stage 2."""
+    z = train.sample(generator=generator)
+    rows = torch.randperm(len(z), generator=generator, device=z.device)[:MMD_SAMPLES]
+    z = z[rows]
+    values = {"mmd_stage1": float(_mmd(z, generator))}
+    if two_stages:
+        u = functional.reparameterize(*model.stage2.encode(z), generator=generator)
+        values["mmd_stage2"] = float(_mmd(u, generator))
+    return values
+
+
+def _mmd(latents: Tensor, generator: torch.Generator) -> Tensor:
+    return diagnostics.maximum_mean_discrepancy(latents, generator=generator)
+
+
+def _frechet_distances(
+    model: TwoStageVAE,
+    data: Dataset,
+    two_stages: bool,
+    seed: int,
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """Frechet distances to the training images in the features of a classifier trained on them."""
+    if data.train_labels is None or data.kind != "image":
+        return {}
+    with torch.enable_grad():
+        classifier = fit_feature_classifier(data, seed=seed)
+    real = data.train[:FRECHET_SAMPLES]
+    reference = classifier.features(real)
+    made = {
+        "reconstructions": torch.cat(
+            [
+                model.reconstruct(batch.to(generator.device), generator=generator)
+                for batch in real.split(CHUNK)
+            ]
+        ),
+        "stage1": model.sample(len(real), stage=1, generator=generator),
+    }
+    if two_stages:
+        made["stage2"] = model.sample(len(real), stage=2, generator=generator)
+    values: dict[str, Any] = {
+        f"fd_{name}": float(frechet_distance(reference, classifier.features(images.cpu())))
+        for name, images in made.items()
+    }
+    return values | {
+        "fd_test_images": float(frechet_distance(reference, classifier.features(data.test))),
+        "fd_name": f"FD-{data.name}",
+        "fd_samples": len(real),
+        "fd_classifier_accuracy": float(classifier.accuracy),
+    }

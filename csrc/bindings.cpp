@@ -14,6 +14,7 @@ using namespace vaekern;
 namespace {
 
 const dlpack::ExchangeApi* api = nullptr;
+PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
 
 Tensor read(py::handle object) {
   Tensor t;
@@ -33,7 +34,7 @@ Tensor read(py::handle object) {
     t.dtype = DType::bf16;
   else
     throw std::invalid_argument("a tensor is not floating point");
-  t.data = static_cast<char*>(d.data) + d.byte_offset;
+  t.data = d.data ? static_cast<char*>(d.data) + d.byte_offset : nullptr;
   t.present = true;
   t.ndim = d.ndim;
   int64_t step = 1;
@@ -42,10 +43,11 @@ Tensor read(py::handle object) {
     t.stride[k] = d.strides ? d.strides[k] : step;
     step *= d.shape[k];
   }
+  if (!t.data && t.numel()) throw std::invalid_argument("a tensor has no memory of its own");
   return t;
 }
 
-void init(py::capsule table) {
+void init(py::capsule table, py::type tensor, py::type parameter) {
   auto* found = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"));
   if (!found) throw py::error_already_set();
@@ -53,6 +55,8 @@ void init(py::capsule table) {
   if (!found || !found->tensor_from_py_object)
     throw std::runtime_error("torch publishes no DLPack 1.x exchange table");
   api = found;
+  tensor_type = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
 }
 
 void loss(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py::handle logvar,
@@ -60,7 +64,7 @@ void loss(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
           py::handle upstream, py::handle value, py::handle statistics, py::handle grad_x_hat,
           py::handle grad_x, py::handle grad_x_logvar, py::handle grad_mu, py::handle grad_logvar,
           py::handle grad_scale_tril, py::handle grad_prior_mu, py::handle grad_prior_logvar,
-          int objective, int activation, int reduction, double beta_number, double eps,
+          py::handle last, py::handle running, double momentum, int objective, int activation, int reduction, double beta_number, double eps,
           double logvar_min, double logvar_max, double x_logvar_min, int threads) {
   LossArgs a;
   a.x_hat = read(x_hat);
@@ -83,6 +87,9 @@ void loss(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
   a.grad_scale_tril = read(grad_scale_tril);
   a.grad_prior_mu = read(grad_prior_mu);
   a.grad_prior_logvar = read(grad_prior_logvar);
+  a.last = read(last);
+  a.running = read(running);
+  a.momentum = momentum;
   a.objective = Objective(objective);
   a.activation = Activation(activation);
   a.reduction = Reduction(reduction);
@@ -128,37 +135,74 @@ void sample_backward(py::handle grad_z, py::handle grad_kl, py::handle mu, py::h
   kernels().sample_backward(a);
 }
 
-void scale(py::sequence grads, py::handle factor, int threads) {
-  constexpr int most = 8;
-  Tensor tensors[most];
-  const int count = int(py::len(grads));
-  if (count > most) throw std::invalid_argument("at most 8 gradients");
-  for (int k = 0; k < count; ++k) tensors[k] = read(grads[k]);
+void scale(py::handle g0, py::handle g1, py::handle g2, py::handle g3, py::handle g4, py::handle g5,
+           py::handle factor, int threads) {
+  Tensor grads[6];
+  int count = 0;
+  for (py::handle g : {g0, g1, g2, g3, g4, g5})
+    if (!g.is_none()) grads[count++] = read(g);
   const Tensor f = read(factor);
   py::gil_scoped_release release;
-  kernels().scale(tensors, count, f, threads);
+  kernels().scale(grads, count, f, threads);
 }
 
-template <class C>
-void track_as(const Tensor& last, const Tensor& running, const Tensor& variance, double momentum) {
-  C* l = static_cast<C*>(last.data);
-  C* r = static_cast<C*>(running.data);
-  const int64_t n = last.numel();
-  for (int64_t i = 0; i < n; ++i) {
-    const C v = variance.dtype == DType::f64 ? C(static_cast<const double*>(variance.data)[i])
-                                             : C(static_cast<const float*>(variance.data)[i]);
-    r[i] = l[i] > 0 ? r[i] + C(momentum) * (v - r[i]) : v;
-    l[i] = v;
+bool same_shape(const Tensor& a, const Tensor& b, int skip = 0) {
+  if (a.ndim != b.ndim + skip) return false;
+  for (int k = 0; k < b.ndim; ++k)
+    if (a.shape[k + skip] != b.shape[k]) return false;
+  return true;
+}
+
+// Is x_logvar one number, per sample, per dimension or per element?
+bool known_layout(const Tensor& v, const Tensor& x) {
+  if (v.numel() == 1 && v.ndim <= x.ndim) return true;
+  if (same_shape(v, x) || same_shape(x, v, 1)) return true;
+  if (v.ndim != x.ndim) return false;
+  bool features = v.shape[0] == 1;
+  for (int k = 1; features && k < x.ndim; ++k) features = v.shape[k] == x.shape[k];
+  return features || (v.shape[0] == x.shape[0] && v.numel() == x.shape[0]);
+}
+
+// The whole validation of a loss's tensors, for the case that nothing is wrong: 1 = some input is half
+// precision, 2 = some is float64; -1 = anything out of the ordinary, which Python explains.
+int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py::handle logvar,
+          py::handle scale_tril) {
+  py::handle given[] = {x_hat, x, mu, x_logvar, logvar, scale_tril};
+  Tensor t[6];
+  int flags = 0;
+  for (int k = 0; k < 6; ++k) {
+    if (given[k].is_none()) {
+      if (k < 3) return -1;
+      continue;
+    }
+    PyTypeObject* type = Py_TYPE(given[k].ptr());
+    if (type != tensor_type && type != parameter_type) return -1;
+    dlpack::Tensor d;
+    if (api->tensor_from_py_object(given[k].ptr(), &d) != 0) {
+      PyErr_Clear();
+      return -1;
+    }
+    const bool wide = d.dtype.code == dlpack::FLOAT && d.dtype.bits >= 32;
+    const bool narrow = d.dtype.bits == 16 &&
+                        (d.dtype.code == dlpack::FLOAT || d.dtype.code == dlpack::BFLOAT);
+    if ((!wide && !narrow) || d.device.type != dlpack::CPU || d.ndim < 1 || d.ndim > MAX_DIMS)
+      if (k < 3 || d.ndim != 0) return -1;
+    flags |= narrow ? 1 : d.dtype.bits == 64 ? 2 : 0;
+    t[k].present = true;
+    t[k].ndim = d.ndim;
+    for (int j = 0; j < d.ndim; ++j) t[k].shape[j] = d.shape[j];
+    if (!d.data && t[k].numel()) return -1;
   }
-}
-
-// last <- variance; running <- variance while last is 0, then its moving average
-void track(py::handle last, py::handle running, py::handle variance, double momentum) {
-  const Tensor l = read(last), r = read(running), v = read(variance);
-  if (l.dtype == DType::f64)
-    track_as<double>(l, r, v, momentum);
-  else
-    track_as<float>(l, r, v, momentum);
+  const Tensor &a = t[0], &data = t[1], &m = t[2];
+  if (!same_shape(a, data) && !(same_shape(a, data, 1) && a.shape[0] > 0)) return -1;
+  if (data.numel() == 0 || m.shape[0] != data.shape[0]) return -1;
+  if (t[3].present && !known_layout(t[3], data)) return -1;
+  if (t[4].present == t[5].present) return -1;
+  if (t[4].present && !same_shape(t[4], m)) return -1;
+  if (t[5].present && (m.ndim != 2 || t[5].ndim != 3 || t[5].shape[0] != m.shape[0] ||
+                       t[5].shape[1] != m.shape[1] || t[5].shape[2] != m.shape[1]))
+    return -1;
+  return flags;
 }
 
 }  // namespace
@@ -171,5 +215,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("sample", &sample);
   m.def("sample_backward", &sample_backward);
   m.def("scale", &scale);
-  m.def("track", &track);
+  m.def("check", &check);
 }

@@ -20,11 +20,22 @@ double reduction_scale(const LossArgs& a, int64_t B, int64_t D) {
 }
 
 template <class C>
-Rows reconstruct(const LossArgs& a, const Weights& w) {
+Rows<C> reconstruct(const LossArgs& a, const Weights& w) {
   switch (a.activation) {
     case Activation::sigmoid: return Reconstruction<C, Sigmoid>(a, w).run();
     case Activation::tanh: return Reconstruction<C, Tanh>(a, w).run();
     default: return Reconstruction<C, Identity>(a, w).run();
+  }
+}
+
+template <class S, class C>
+void track(const LossArgs& a, const C* variance, int64_t n) {
+  S* last = static_cast<S*>(a.last.data);
+  S* running = static_cast<S*>(a.running.data);
+  for (int64_t i = 0; i < n; ++i) {
+    const S v = S(variance[i]);
+    running[i] = last[i] > 0 ? running[i] + S(a.momentum) * (v - running[i]) : v;
+    last[i] = v;
   }
 }
 
@@ -53,7 +64,7 @@ void run(const LossArgs& a) {
     }
   }
 
-  Rows rows;
+  Rows<C> rows;
   if (a.x) rows = reconstruct<C>(a, w);
   KlResult kl;
   if (a.mu) {
@@ -95,7 +106,12 @@ void run(const LossArgs& a) {
     return;
   }
   double total = 0, square = 0;
+  std::vector<C> unwanted;
   C* statistics = static_cast<C*>(a.statistics.data);
+  if (!a.statistics) {
+    unwanted.resize(3 * B + 1);
+    statistics = unwanted.data();
+  }
   for (int64_t b = 0; b < B; ++b) {
     const double nll = a.x ? rows.nll[b] : 0, divergence = a.mu ? kl.rows[b] : 0;
     const double term = nll + (a.mu ? beta * divergence : 0);
@@ -109,6 +125,14 @@ void run(const LossArgs& a) {
   if (a.reduction != Reduction::none) value[0] = C(total * scale);
   if (a.x && a.objective != Objective::diag_i)
     statistics[3 * B] = C(B ? square / (double(B) * double(D)) : 0);
+  if (a.last && a.x && B) {
+    const bool columns = a.objective == Objective::diag_i;
+    const C* variance = columns ? rows.variance : statistics + 3 * B;
+    if (a.last.dtype == DType::f64)
+      track<double>(a, variance, columns ? D : 1);
+    else
+      track<float>(a, variance, columns ? D : 1);
+  }
 }
 
 }  // namespace

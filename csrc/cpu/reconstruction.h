@@ -18,8 +18,11 @@ namespace VAEKERN_ISA {
 
 // What a reconstruction term leaves behind, besides gradients and diag-i's variance. The column
 // objectives spread their totals evenly over the samples unless each sample's own value is asked for.
+template <class C>
 struct Rows {
   std::vector<double> nll, square;  // [B]: NLL and E_L |r|^2
+  const C* variance = nullptr;      // diag-i: [F] in the features' own order
+  std::vector<C> variance_storage;  // ... where the statistics were not asked for
 };
 
 // d objective / d NLL_b before beta: the reduction's scale times the upstream gradient.
@@ -60,10 +63,16 @@ class Reconstruction {
         plan_.add(grad_logvar_, a.grad_x_logvar, logvar_lead);
       }
     }
-    if (a.objective == Objective::diag_i && a.statistics) {
+    if (a.objective == Objective::diag_i && a.value) {
       Tensor v = a.x;  // the last F statistics, in the features' own order
       v.dtype = dtype_of<C>;
-      v.data = static_cast<C*>(a.statistics.data) + 3 * B_;
+      if (a.statistics) {
+        v.data = static_cast<C*>(a.statistics.data) + 3 * B_;
+      } else {
+        out_.variance_storage.resize(plan_.F);
+        v.data = out_.variance_storage.data();
+      }
+      out_.variance = static_cast<C*>(v.data);
       v.present = true;
       for (int64_t k = v.ndim - 1, step = 1; k >= 1; step *= v.shape[k--]) v.stride[k] = step;
       v.shape[0] = 1;
@@ -80,7 +89,7 @@ class Reconstruction {
               (F_ * sizeof(C)) % VAEKERN_VECTOR_BYTES == 0;
   }
 
-  Rows run() {
+  Rows<C> run() {
     out_.nll.assign(B_, 0);
     out_.square.assign(B_, 0);
     switch (a_.objective) {
@@ -104,9 +113,12 @@ class Reconstruction {
 
  private:
   static constexpr int64_t CHUNK = 8 * BLOCK;             // elements per task of a row
-  static constexpr int64_t STREAM_ELEMENTS = 1 << 19;     // 2 MB of float32: the L2 of a core
-  static constexpr int64_t TILE_BYTES = 768 * 1024;       // a column tile of x and x_hat in L2
-  static constexpr int64_t ROWS_PER_CHUNK = 256;
+  static constexpr int64_t STREAM_ELEMENTS = 1 << 18;     // 2 MB of float32: the L2 of a core
+  static constexpr int64_t TILE_BYTES = 1 << 20;      // a column tile of x and x_hat in L2
+  // Rows a tile may have: pieces of rows that lie a multiple of a page apart share few cache sets, so
+  // that 2 MB of L2 hold no more than 256 of them, however short
+  static constexpr int64_t TILE_ROWS = 192;
+  static constexpr int64_t ROWS_PER_CHUNK = 256;  // samples per task where the columns are too long
   static constexpr int ROW_GROUP = 4;
 
   int64_t elements() const { return L_ * B_ * F_; }
@@ -153,6 +165,13 @@ class Reconstruction {
   }
   static VAEKERN_INLINE void stream_or_store(Whole<C>, C* p, Vec<C> v) { stream(p, v); }
   static VAEKERN_INLINE void stream_or_store(Part<C> at, C* p, Vec<C> v) { at.store(p, v); }
+  template <class Access>
+  VAEKERN_INLINE void put(Access at, C* p, Vec<C> v) const {  // a predicted branch costs nothing here
+    if (stream_)
+      stream_or_store(at, p, v);
+    else
+      at.store(p, v);
+  }
 
   // Features [f0, f0 + n) of sample b, all L: sum of r^2
   double square_piece(int64_t b, int64_t f0, int64_t n) const {
@@ -294,8 +313,11 @@ class Reconstruction {
     write_rows(factor);
   }
 
+  // Backwards: what the first pass read last is still in cache.
   void write_rows(const std::vector<double>& factor) {
-    parallel_for(B_ * chunks_, elements(), a_.threads, [&](int64_t t) {
+    const int64_t last = B_ * chunks_ - 1;
+    parallel_for(B_ * chunks_, elements(), a_.threads, [&](int64_t back) {
+      const int64_t t = last - back;
       const int64_t b = t / chunks_, k = t % chunks_;
       scale_piece(b, k * CHUNK, chunk_length(k), factor[b]);
     });
@@ -308,11 +330,11 @@ class Reconstruction {
   void columns() {
     const bool known = a_.objective == Objective::gaussian;
     const int64_t rows = L_ * B_;
-    const bool fits = rows <= 8 * ROWS_PER_CHUNK;
+    const bool fits = rows <= TILE_ROWS;
     int64_t width = BLOCK;
     if (fits && !known)
-      width = std::clamp<int64_t>(TILE_BYTES / (2 * sizeof(C) * std::max<int64_t>(rows, 1)), 64,
-                                  BLOCK);
+      width = std::clamp<int64_t>(TILE_BYTES / (2 * sizeof(C) * std::max<int64_t>(rows, 1)) / 64 * 64,
+                                  64, BLOCK);
     if (elements() >= PARALLEL_ELEMENTS)  // enough tiles to share
       width = std::min(width, std::max<int64_t>(256, ceil_div(F_, 8 * 64) * 64));
     const int64_t tiles = ceil_div(F_, width);
@@ -392,7 +414,7 @@ class Reconstruction {
           accumulate(i / tiles, i % tiles);
       });
       parallel_for(tiles, all, a_.threads, finish);
-    } else if (row_chunks == 1) {
+    } else if (fits) {
       parallel_for(tiles, all, a_.threads, [&](int64_t t) {
         accumulate(0, t);
         finish(t);
@@ -402,9 +424,11 @@ class Reconstruction {
       parallel_for(tiles * row_chunks, all, a_.threads,
                    [&](int64_t i) { accumulate(i / tiles, i % tiles); });
       parallel_for(tiles, all, a_.threads, finish);
+      const int64_t last = tiles * row_chunks - 1;  // backwards, as write_rows
       if (second)
-        parallel_for(tiles * row_chunks, all, a_.threads,
-                     [&](int64_t i) { write(i / tiles, i % tiles, false); });
+        parallel_for(tiles * row_chunks, all, a_.threads, [&](int64_t i) {
+          write((last - i) / tiles, (last - i) % tiles, false);
+        });
     }
 
     // total over the batch; where rows are asked for, each one's own
@@ -528,10 +552,7 @@ class Reconstruction {
           Vec<C> r = Act::template value<C>(at.load(a + i), slope) - at.load(x + i);
           Vec<C> d = r * (at.load(factor + i) * (w * inverse_l));
           Vec<C> out = Act::trivial ? d : d * slope;
-          if (stream_)
-            stream_or_store(at, g + i, out);
-          else
-            at.store(g + i, out);
+          put(at, g + i, out);
         });
       } else {
         sweep<C>(n, [&](auto at, int64_t i, int k) {
@@ -549,7 +570,7 @@ class Reconstruction {
           if (shared) c += at.load(shared + i);
           Vec<C> d = r * (c * inverse_l);
           if (gx) at.store(gx + i, l == 0 ? -d : at.load(gx + i) - d);
-          at.store(g + i, Act::trivial ? d : d * slope);
+          put(at, g + i, Act::trivial ? d : d * slope);
         });
       }
       if (grad_x_hat_.present) plan_.template write<C>(grad_x_hat_, l, b, f0, n, g);
@@ -568,6 +589,11 @@ class Reconstruction {
     for_chunks([&](int64_t b, int64_t k) {
       double total = 0, squares = 0;
       const C w = C(w_[b]);
+      if (L_ == 1 && has_grad_ && !grad_x_.present) {
+        squares = known_fused(b, k, bound, total);
+        value[b * chunks_ + k] = total;
+        return squares;
+      }
       for_blocks(b, k, [&](int64_t f, int64_t m, const C* q, C* factor) {
         C sl[BLOCK], sgl[BLOCK];
         const C* lv = plan_.template read<C>(logvar_, 0, b, f, m, sl);
@@ -599,6 +625,51 @@ class Reconstruction {
       out_.nll[b] = 0.5 * (s + double(F_) * LOG_2PI);
       out_.square[b] = row_sum(b);
     }
+  }
+
+  // L = 1: value and both gradients in one sweep
+  double known_fused(int64_t b, int64_t k, C bound, double& total) const {
+    C sa[BLOCK], sx[BLOCK], sl[BLOCK], sg[BLOCK], sgl[BLOCK];
+    const C w = C(w_[b]);
+    const int64_t f0 = k * CHUNK, end = f0 + chunk_length(k);
+    // logvar's gradient goes past the caches on the same conditions as x_hat's
+    const bool stream_logvar =
+        stream_ && grad_logvar_.dense && grad_logvar_.dtype == dtype_of<C> &&
+        reinterpret_cast<uintptr_t>(grad_logvar_.base) % VAEKERN_VECTOR_BYTES == 0;
+    double squares = 0;
+    for (int64_t f = f0; f < end; f += BLOCK) {
+      const int64_t m = std::min(BLOCK, end - f);
+      const C* x = plan_.template read<C>(x_, 0, b, f, m, sx);
+      const C* a = plan_.template read<C>(x_hat_, 0, b, f, m, sa);
+      const C* lv = plan_.template read<C>(logvar_, 0, b, f, m, sl);
+      C* g = grad_x_hat_.present ? plan_.template target<C>(grad_x_hat_, 0, b, f, sg) : sg;
+      C* gl = grad_logvar_.present ? plan_.template target<C>(grad_logvar_, 0, b, f, sgl) : nullptr;
+      Sums<C> nll, square;
+      sweep<C>(m, [&](auto at, int64_t i, int j) {
+        Vec<C> slope;
+        Vec<C> r = at.keep(Act::template value<C>(at.load(a + i), slope) - at.load(x + i));
+        Vec<C> raw = at.load(lv + i);
+        Bits<C> below = raw < bound;
+        Vec<C> l = select<C>(below, splat(bound), raw);
+        Vec<C> precise = r * VAEKERN_ISA::exp<C>(-l), scaled = r * precise;
+        nll.add(j, at.keep(scaled + l));
+        square.add(j, r * r);
+        if (gl) {
+          Vec<C> gradient = select<C>(below, splat(C(0)), (C(1) - scaled) * (C(0.5) * w));
+          if (stream_logvar)
+            stream_or_store(at, gl + i, gradient);
+          else
+            at.store(gl + i, gradient);
+        }
+        Vec<C> d = precise * w;
+        put(at, g + i, Act::trivial ? d : d * slope);
+      });
+      total += nll.total();
+      squares += square.total();
+      if (grad_x_hat_.present) plan_.template write<C>(grad_x_hat_, 0, b, f, m, g);
+      if (gl) plan_.template write<C>(grad_logvar_, 0, b, f, m, gl);
+    }
+    return squares;
   }
 
   void elements_diag_d() {
@@ -654,10 +725,7 @@ class Reconstruction {
         square.add(j, q);
         Vec<C> d = r * w / argument;
         Vec<C> out = Act::trivial ? d : d * slope;
-        if (stream_)
-          stream_or_store(at, g + i, out);
-        else
-          at.store(g + i, out);
+        put(at, g + i, out);
       });
       squares += square.total();
       plan_.template write<C>(grad_x_hat_, 0, b, f, m, g);
@@ -695,10 +763,7 @@ class Reconstruction {
           Vec<C> d = r * (at.load(factor + i) * w);
           if (gx) at.store(gx + i, l == 0 ? -d : at.load(gx + i) - d);
           Vec<C> out = Act::trivial ? d : d * slope;
-          if (stream_)
-            stream_or_store(at, g + i, out);
-          else
-            at.store(g + i, out);
+          put(at, g + i, out);
         });
         if (grad_x_hat_.present) plan_.template write<C>(grad_x_hat_, l, b, f, m, g);
       }
@@ -714,7 +779,7 @@ class Reconstruction {
   int64_t B_ = 0, L_ = 1, F_ = 1, chunks_ = 1;
   bool samples_axis_ = false, has_grad_ = false, stream_ = false;
   std::vector<double> partial_;
-  Rows out_;
+  Rows<C> out_;
 };
 
 }  // namespace VAEKERN_ISA

@@ -169,7 +169,7 @@ VAEKERN_INLINE Vec<C> split_exponent(Vec<C> t, Vec<C>& k) {
 // (e^f - 1 - f) / f^2 for |f| <= 0.3466: the Taylor series, to the last bit of C.
 template <class C>
 VAEKERN_INLINE Vec<C> excess_series(Vec<C> f) {
-  constexpr int terms = sizeof(C) == 4 ? 8 : 14;
+  constexpr int terms = sizeof(C) == 4 ? 7 : 14;
   constexpr double inverse_factorial[] = {
       1.0 / 2,           1.0 / 6,           1.0 / 24,           1.0 / 120,        1.0 / 720,
       1.0 / 5040,        1.0 / 40320,       1.0 / 362880,       1.0 / 3628800,    1.0 / 39916800,
@@ -180,20 +180,30 @@ VAEKERN_INLINE Vec<C> excess_series(Vec<C> f) {
   return s;
 }
 
-// 2^k for integral k in floating point; out-of-range k saturates towards 0 and infinity in two steps.
+// 2^k for integral k within C's exponents
 template <class C>
 VAEKERN_INLINE Vec<C> power_of_two(Vec<C> k) {
   Bits<C> e = __builtin_convertvector(k, Bits<C>);
   return from_bits<C>((e + Float<C>::bias) << Float<C>::mantissa);
 }
 
-template <class C>
-VAEKERN_INLINE Vec<C> scale_by_power(Vec<C> v, Vec<C> k) {
-  Vec<C> half = __builtin_convertvector(__builtin_convertvector(k, Bits<C>) >> 1, Vec<C>);
+// v 2^k for integral k, in two steps where one would leave the range
+#if defined(__AVX512F__)
+VAEKERN_INLINE Vec<float> scale_by_power(Vec<float> v, Vec<float> k) {
+  return (Vec<float>)_mm512_scalef_ps((__m512)v, (__m512)k);
+}
+VAEKERN_INLINE Vec<double> scale_by_power(Vec<double> v, Vec<double> k) {
+  return (Vec<double>)_mm512_scalef_pd((__m512d)v, (__m512d)k);
+}
+#else
+template <class V, class C = typename std::remove_reference<decltype(V{}[0])>::type>
+VAEKERN_INLINE V scale_by_power(V v, V k) {
+  V half = __builtin_convertvector(__builtin_convertvector(k, Bits<C>) >> 1, Vec<C>);
   return v * power_of_two<C>(half) * power_of_two<C>(k - half);
 }
+#endif
 
-// e^t and, without cancellation, e^t - 1 - t. NaN stays NaN; overflow gives infinity, underflow 0.
+// e^t and, without cancellation, e^t - 1 and e^t - 1 - t. NaN stays NaN; overflow gives infinity.
 template <class C>
 struct Exp {
   Vec<C> exp, minus_one, excess;
@@ -201,29 +211,17 @@ struct Exp {
 
 template <class C>
 VAEKERN_INLINE Exp<C> exp_all(Vec<C> t) {
-  constexpr C top = sizeof(C) == 4 ? C(89) : C(710);  // beyond: infinity either way
-  constexpr C bottom = sizeof(C) == 4 ? C(-104) : C(-746);
-  Vec<C> bounded = select<C>(t > top, splat(top), t);
-  bounded = select<C>(bounded < bottom, splat(bottom), bounded);
-  Bits<C> nan = t != t;
-  bounded = select<C>(nan, splat(C(0)), bounded);
+  constexpr C top = sizeof(C) == 4 ? C(89) : C(710);  // e^top is infinite
+  constexpr C bottom = sizeof(C) == 4 ? C(-104) : C(-746);  // e^bottom is 0
+  Vec<C> capped = select<C>(t > top, splat(top), t);  // a comparison with NaN is false
   Vec<C> k;
-  Vec<C> f = split_exponent<C>(bounded, k);
+  Vec<C> f = split_exponent<C>(select<C>(capped < bottom, splat(bottom), capped), k);
   Vec<C> f2q = f * f * excess_series<C>(f);
-  Vec<C> unscaled = C(1) + (f + f2q);
   Exp<C> out;
-  out.exp = scale_by_power<C>(unscaled, k);
+  out.exp = scale_by_power(C(1) + (f + f2q), k);
   Bits<C> near = k == C(0);  // |t| <= ln 2 / 2: nothing cancels in the series
   out.minus_one = select<C>(near, f + f2q, out.exp - C(1));
-  out.excess = select<C>(near, f2q, (out.exp - C(1)) - t);
-  Vec<C> poison = t - t;  // NaN for NaN, and for infinities, which are handled below
-  Bits<C> finite = poison == C(0);
-  Vec<C> inf = splat(std::numeric_limits<C>::infinity());
-  Bits<C> up = t == inf, down = t == -inf;
-  out.exp = select<C>(finite, out.exp, select<C>(up, inf, select<C>(down, splat(C(0)), t)));
-  out.minus_one =
-      select<C>(finite, out.minus_one, select<C>(up, inf, select<C>(down, splat(C(-1)), t)));
-  out.excess = select<C>(finite, out.excess, select<C>(up | down, inf, t));
+  out.excess = select<C>(near, f2q, (out.exp - C(1)) - capped);
   return out;
 }
 

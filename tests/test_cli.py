@@ -15,6 +15,7 @@ from vaekern.cli import main
 from vaekern.training.metrics import Totals
 
 TINY = [
+    *("--threads", "1"),  # steps this small only wait for more, where the machine is busy
     *("--latent-dim", "4", "--width", "16", "--second-width", "16"),
     *("--stage1.epochs", "2", "--stage1.batch-size", "200"),
     *("--stage2.epochs", "2", "--stage2.batch-size", "200"),

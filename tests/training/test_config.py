@@ -107,6 +107,7 @@ def test_learning_rate_schedule() -> None:
         ("--stage2.lr -1", "stage2.lr must be positive, got -1.0"),
         ("--stage1.batch-size 0", "stage1.batch_size must be at least 1, got 0"),
         ("--seed -1", "seed must lie between 0 and"),
+        ("--threads 0", "threads must be at least 1, got 0"),
         ("--checkpoint-seconds 0", "checkpoint_seconds must be positive"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],

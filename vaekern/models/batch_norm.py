@@ -45,7 +45,7 @@ def fit_batch_norm(
 
     Args:
         module: the network; its batch-norm layers are changed in place.
-        batches: the training set.
+        batches: the training set; torch normalises no batch of one sample without positions.
         forward: what to do with a batch; the module itself by default.
 
     Raises:
@@ -53,9 +53,9 @@ def fit_batch_norm(
 
     Example:
         >>> network = nn.Sequential(nn.BatchNorm1d(1))
-        >>> fit_batch_norm(network, [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])])
+        >>> fit_batch_norm(network, torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]]).split(3))
         >>> network[0].running_mean, network[0].running_var
-        (tensor([2.]), tensor([1.]))
+        (tensor([3.]), tensor([2.5000]))
 
     Source:
         `torch.optim.swa_utils.update_bn` does the same with an unweighted mean over batches, which

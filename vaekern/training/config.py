@@ -21,6 +21,7 @@ class RunConfig:
     run: str | None = setting(None, "run directory (default: runs/DATA-COVARIANCE-ESTIMATE)")
     seed: int = setting(0, "seed of weights, data order and noise")
     device: Device = setting("auto", "auto takes a CUDA device where there is one")
+    threads: int | None = setting(None, "CPU threads (default: as many as torch takes)")
     checkpoint_seconds: float = setting(30.0, "seconds of training between two checkpoints")
 
 
@@ -77,6 +78,8 @@ class TrainConfig:
                     raise ValueError(f"{name}.{key} must be positive, got {getattr(stage, key)}")
         if not 0 <= self.run.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {self.run.seed}")
+        if self.run.threads is not None and self.run.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.run.threads}")
         if not self.run.checkpoint_seconds > 0:
             raise ValueError(
                 f"checkpoint_seconds must be positive, got {self.run.checkpoint_seconds}"
@@ -137,7 +140,7 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "device", "checkpoint_seconds"),
+    *("run", "device", "threads", "checkpoint_seconds"),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

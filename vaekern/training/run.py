@@ -63,6 +63,8 @@ class TrainingRun:
         )
         if self.continued:
             self._check_same_run()
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
         torch.manual_seed(config.run.seed)
         self.model = TwoStageVAE.from_config(
             config.model, self.data.sample_shape, self.data.value_range

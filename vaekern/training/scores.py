@@ -42,11 +42,14 @@ def compute_scores(
 
     Returns:
         Names and values as metrics.json holds them. The likelihood is the negative ELBO of the test
-        set in nats per dimension, with the variance found in training and one z per input.
+        set in nats per dimension, with the variance found in training and one z per input. For mle
+        iso-d and diag-d that is one number too: a variance that was fitted to the scored input
+        itself would be no likelihood.
     """
     scores: dict[str, Any] = _likelihood(model.stage1, data.test, generator)
     scores |= {
-        "active_units": diagnostics.active_units(train.mu, train.logvar).active,
+        # The definition that the picture of the encoder's variances shows.
+        "active_units": diagnostics.encoder_variance_spectrum(train.logvar).active,
         "latent_dim": model.stage1.latent_dim,
     }
     scores |= _discrepancies(model, train, two_stages, generator)
@@ -110,8 +113,10 @@ def _frechet_distances(
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """Frechet distances to the training images in the features of a classifier trained on them."""
-    if data.train_labels is None or data.kind != "image":
+    if data.kind != "image" or data.train_labels is None or data.test_labels is None:
         return {}
+    if len(data.train_labels.unique()) < 2:
+        return {}  # one class teaches a classifier nothing
     with torch.enable_grad():
         classifier = fit_feature_classifier(data, seed=seed)
     real = data.train[:FRECHET_SAMPLES]

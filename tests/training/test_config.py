@@ -101,8 +101,15 @@ def test_learning_rate_schedule() -> None:
     ("flags", "message"),
     [
         ("--epochs 3", "epochs"),
-        ("--covariance full", "covariance"),
-        ("--latent-dim many", "latent_dim"),
+        (
+            "--covariance full",
+            "--covariance must be one of iso-i, iso-d, diag-i, diag-d, got full",
+        ),
+        ("--latent-dim many", "--latent-dim must be a whole number, got many"),
+        ("--stage1.batch-size 1.5", "--stage1.batch-size must be a whole number, got 1.5"),
+        ("--image-size big", "--image-size must be a whole number, got big"),
+        ("--beta x", "--beta must be a number, got x"),
+        ("--logvar-clamp 3", "--logvar-clamp must be two numbers, as in '[-30, 20]', got 3"),
         ("--stage1.epochs 0", "stage1.epochs must be at least 1, got 0"),
         ("--stage2.lr -1", "stage2.lr must be positive, got -1.0"),
         ("--stage1.batch-size 0", "stage1.batch_size must be at least 1, got 0"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -39,16 +41,18 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     """
     jsonargparse = require("jsonargparse", "vaekern train")
 
+    wanted: dict[str, str] = {}
+
     class Parser(jsonargparse.ArgumentParser):  # type: ignore[name-defined,misc]
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UsageError(" ".join(str(message).split()))
+            raise UsageError(_sentence(" ".join(str(message).split()), wanted))
 
     parser = Parser(
         prog="vaekern train",
         usage="vaekern train [--data SPEC] [--run DIR] [--resume] [--config FILE] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=_formatter(jsonargparse),
+        formatter_class=_Formatter,
         default_env=False,
     )
     first = parser.add_argument_group("run")
@@ -77,6 +81,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
             value = getattr(config, setting.name)
             text = explanation(setting)
             choices = _choices(hints[setting.name])
+            wanted[f"{prefix}{setting.name}"] = _wanted(hints[setting.name])
             group.add_argument(
                 f"--{prefix}{setting.name}".replace("_", "-"),
                 type=hints[setting.name],
@@ -104,6 +109,31 @@ def _read(parser: Any, argv: list[str]) -> tuple[TrainConfig, bool]:
         raise UsageError(str(error)) from None
 
 
+def _sentence(message: str, wanted: dict[str, str]) -> str:
+    """The parser's complaint in a user's words: the flag, what was wanted, what came."""
+    found = re.match(r'Parser key "(?P<key>[\w.]+)": (?P<reason>.*)', message)
+    if found is None:
+        return message
+    flag = "--" + found["key"].replace("_", "-")
+    value = re.search(r"(?:Got|Given) value: (?P<value>.*)$", found["reason"])
+    if value is None or found["key"] not in wanted:
+        return f"{flag}: {found['reason']}"
+    return f"{flag} must be {wanted[found['key']]}, got {value['value']}"
+
+
+def _plain(hint: Any) -> Any:
+    """The type behind an optional one."""
+    return next((e for e in typing.get_args(hint) if type(None) in typing.get_args(hint)), hint)
+
+
+def _wanted(hint: Any) -> str:
+    plain = _plain(hint)
+    if typing.get_origin(plain) is typing.Literal:
+        return f"one of {', '.join(typing.get_args(plain))}"
+    names = {int: "a whole number", float: "a number", str: "text"}
+    return names.get(plain, "two numbers, as in '[-30, 20]'")
+
+
 def _choices(hint: Any) -> str | None:
     if typing.get_origin(hint) is typing.Literal:
         return "{" + ",".join(typing.get_args(hint)) + "}"
@@ -112,16 +142,12 @@ def _choices(hint: Any) -> str | None:
 
 def _metavar(hint: Any) -> str:
     names = {int: "N", float: "X", str: "TEXT", tuple: "[LO,HI]"}
-    options = [each for each in typing.get_args(hint) if each is not type(None)] or [hint]
-    return names.get(typing.get_origin(options[0]) or options[0], "VALUE")
+    plain = _plain(hint)
+    return names[typing.get_origin(plain) or plain]
 
 
-def _formatter(jsonargparse: Any) -> Any:
-    """argparse's own formatter: it keeps the epilog's lines and adds no internals to the help."""
-    import argparse
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's own formatter: it keeps the examples' lines and adds no internals to the help."""
 
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog: str):
-            super().__init__(prog, max_help_position=34, width=100)
-
-    return Formatter
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=100)

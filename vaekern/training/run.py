@@ -55,12 +55,15 @@ class TrainingRun:
                 "or choose another directory with --run DIR"
             )
         self.device = choose_device(config.run.device)
-        self.data = data.load(
-            config.data.data,
-            image_size=config.data.image_size,
-            test_fraction=config.data.test_fraction,
-            seed=config.run.seed,
-        )
+        try:
+            self.data = data.load(
+                config.data.data,
+                image_size=config.data.image_size,
+                test_fraction=config.data.test_fraction,
+                seed=config.run.seed,
+            )
+        except ValueError as error:
+            raise ValueError(f"--data {config.data.data}: {error}") from error
         if self.continued:
             self._check_same_run()
         if config.run.threads is not None:

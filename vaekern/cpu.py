@@ -29,7 +29,7 @@ def _load():  # type: ignore[no-untyped-def]
     if table is None:
         UNAVAILABLE = f"torch {torch.__version__} has no DLPack C exchange table; upgrade torch"
         return None
-    _core.init(table)
+    _core.init(table, Tensor, torch.nn.Parameter)
     return _core
 
 

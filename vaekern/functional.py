@@ -439,8 +439,19 @@ def gaussian_vae_loss(
     scale_tril: Tensor | None,
     beta: Tensor | None,
     process_group: object,
-) -> tuple[Tensor, Tensor]:
-    """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss)."""
+    want_statistics: bool = True,
+    track: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
+) -> tuple[Tensor, Tensor | None]:
+    """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss).
+
+    track = (last, running, momentum): the buffers of the decoder's variance, to be updated.  Where
+    the kernel does it and ``want_statistics`` is False, the statistics are not made (None)."""
+    if process_group is None and has_kernel("cpu"):
+        found = ops.direct_loss(
+            options, beta, x_hat, x, x_logvar, mu, logvar, scale_tril, want_statistics, track
+        )
+        if found is not None:
+            return found
     narrow = _narrow(mu, logvar, scale_tril, None, None, x_hat, x, x_logvar)
     if x_hat.shape != x.shape or x.dim() == 0 or not x.numel():
         _checks.reconstruction(x_hat, x)
@@ -462,10 +473,19 @@ def gaussian_vae_loss(
     if x_logvar is not None:
         x_logvar = _expand_x_logvar(x_logvar, x)
     if process_group is not None:
-        return _across_ranks(options, process_group, beta, x_hat, x, mu, logvar, scale_tril)
-    return ops.loss(
-        options, has_kernel(device.type), narrow, beta, x_hat, x, x_logvar, mu, logvar, scale_tril
-    )
+        value, statistics = _across_ranks(
+            options, process_group, beta, x_hat, x, mu, logvar, scale_tril
+        )
+    else:
+        value, statistics = ops.loss(
+            options, has_kernel(device.type), narrow, beta, x_hat, x, x_logvar, mu, logvar,
+            scale_tril,
+        )  # fmt: skip
+    last, running, momentum = track
+    if last is not None and running is not None and x.shape[0]:
+        with torch.no_grad():
+            ops.track(last, running, statistics[3 * x.shape[0] :], momentum)
+    return value, statistics
 
 
 class LossComponents(NamedTuple):

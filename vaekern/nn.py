@@ -18,6 +18,7 @@ from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
 ESTIMATES = ("mle", "learned", "fixed")
 X_LOGVAR_MIN = -20.0  # sigma = 4.5e-5: below it 1 / sigma^2 eats float32's digits
 MOMENTUM = 0.1  # of the running variance, as torch's BatchNorm
+_NO_TRACKING: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
 
 
 class GaussianVAELoss(nn.Module):
@@ -119,8 +120,9 @@ class GaussianVAELoss(nn.Module):
             X_LOGVAR_MIN if estimate == "learned" else -ops.UNBOUNDED,
         )
         self._takes_x_logvar = estimate == "learned" and covariance in ("iso-d", "diag-d")
+        self._estimated = estimate == "mle"
         self._batch_coupled = estimate == "mle" and covariance in ("iso-i", "diag-i")
-        self._unwatched: list[bool] = [False]
+        self._used = [False]  # since the last optimiser step that was looked at; see _after_step
         if estimate == "mle":
             if isinstance(variance, Tensor) or variance != 1.0:
                 raise ValueError(
@@ -139,9 +141,10 @@ class GaussianVAELoss(nn.Module):
     def eps(self) -> float:
         return self._options.eps
 
-    def _make_buffers(self, shape: torch.Size | None) -> None:
+    def _make_buffers(self, shape: torch.Size | None, like: Tensor | None = None) -> None:
         for name in ("last_variance", "running_variance"):
-            buffer = None if shape is None else torch.zeros(shape)
+            device = None if like is None else like.device
+            buffer = None if shape is None else torch.zeros(shape, device=device)
             self.register_buffer(name, buffer)
 
     def _make_x_logvar(self, variance: Tensor) -> None:
@@ -185,7 +188,7 @@ class GaussianVAELoss(nn.Module):
         scale_tril: Tensor | None = None,
         beta: float | Tensor | None = None,
     ) -> Tensor:
-        return self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta)[0]
+        return self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta, False)[0]
 
     def components(
         self,
@@ -204,7 +207,8 @@ class GaussianVAELoss(nn.Module):
         kl and mse (E_L |r|^2) are reduced like the loss; kl_per_dim is the mean over the batch;
         x_logvar is the decoder's log sigma^2.
         """
-        loss, statistics = self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta)
+        loss, statistics = self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta, True)
+        assert statistics is not None
         if self.estimate != "mle" and x_logvar is None:
             x_logvar = self.x_logvar
         return functional.components(
@@ -220,41 +224,41 @@ class GaussianVAELoss(nn.Module):
         x_logvar: Tensor | None,
         scale_tril: Tensor | None,
         beta: float | Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        options, weight = self._options, None
+        want_statistics: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        options, weight, training = self._options, None, self.training
+        track, group = _NO_TRACKING, None
         if beta is not None:
             if isinstance(beta, Tensor):
                 weight = _checks.beta_tensor(beta, mu)
             else:
                 _checks.beta(beta)
                 options = options._replace(beta=beta)
-        if self.estimate != "mle":
+        if self._estimated:
+            if x_logvar is not None:
+                self._reject_x_logvar(x_logvar)
+            if training:
+                track = self._buffers_for(x)
+                if self._batch_coupled:
+                    group = functional.world(self.process_group)
+        else:
             x_logvar = self._decoder_logvar(x_logvar, x)
-        elif x_logvar is not None:
-            self._reject_x_logvar(x_logvar)
         if self.check_finite:
             _checks.finite(x_hat=x_hat, x=x, mu=mu, logvar=logvar, scale_tril=scale_tril)
-        group = None
-        if self._batch_coupled and self.training:
-            group = functional.world(self.process_group)
-        value, statistics = functional.gaussian_vae_loss(
-            options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group
-        )
-        if self.training and self.estimate == "mle" and x.shape[0]:
-            self._track(statistics[3 * x.shape[0] :], x)
-        return value, statistics
+        return functional.gaussian_vae_loss(
+            options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group, want_statistics,
+            track,
+        )  # fmt: skip
 
     def _decoder_logvar(self, x_logvar: Tensor | None, x: Tensor) -> Tensor:
         if not self._takes_x_logvar:
             if x_logvar is not None:
                 self._reject_x_logvar(x_logvar)
-            own = self.x_logvar
-            if self.estimate == "learned" and self.training:
-                # keep the parameter where its gradient is not cut off; .data: a projection, no use
-                own.data.clamp_(min=X_LOGVAR_MIN)
-                if not torch.compiler.is_compiling():
-                    self._unwatched[0] = True
-            return own
+            if self.estimate == "fixed":
+                return self._buffers["x_logvar"]  # type: ignore[return-value]
+            if self.training and not torch.compiler.is_compiling():
+                self._used[0] = True
+            return self._parameters["x_logvar"]  # type: ignore[return-value]
         if x_logvar is None:
             raise ValueError(
                 f"x_logvar must be given for covariance={self.covariance!r} with estimate='learned', "
@@ -281,20 +285,21 @@ class GaussianVAELoss(nn.Module):
             "estimate='learned' with covariance='iso-d' or 'diag-d'"
         )
 
-    @torch.no_grad()
-    def _track(self, variance: Tensor, x: Tensor) -> None:
-        last, running = self.last_variance, self.running_variance
-        if last is None or running is None or last.numel() != variance.numel():
-            if last is not None and (self.x_shape is not None or bool((last > 0).any())):
+    def _buffers_for(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+        """The buffers to update with this batch; diag-i's take their shape from the first one."""
+        buffers = self._buffers
+        last, running = buffers["last_variance"], buffers["running_variance"]
+        if self.covariance == "diag-i" and isinstance(x, Tensor):
+            shape = x.shape[1:]
+            if last is None:
+                self._make_buffers(shape, x)
+                last, running = buffers["last_variance"], buffers["running_variance"]
+            elif last.shape != shape:
                 raise ValueError(
                     f"x must have samples of shape {list(last.shape)}, got x "
                     f"{_checks.shape_text(x)}; use one loss module per data shape"
                 )
-            self._make_buffers(x.shape[1:])
-            self.to(x.device)
-            last, running = self.last_variance, self.running_variance
-            assert last is not None and running is not None
-        ops.track(last, running, variance, MOMENTUM, functional.has_kernel(x.device.type))
+        return last, running, MOMENTUM
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # diag-i buffers whose shape was taken from the data: take it from the checkpoint
@@ -312,15 +317,22 @@ class GaussianVAELoss(nn.Module):
         return text
 
 
-# A learned variance that no optimiser holds is the commonest silent mistake: it never moves, and the
-# loss still falls.  Every optimiser step after a use of such a loss is looked at, until one holds it.
-_watched: weakref.WeakKeyDictionary[GaussianVAELoss, int] = weakref.WeakKeyDictionary()
+# After every optimiser step, two looks at the losses that own a variance.
+#
+# The gradient of x_logvar is cut off below its bound: a step that carried the parameter beyond it would
+# leave it there for good, so it is put back on the bound.
+#
+# And a learned variance that no optimiser holds is the commonest silent mistake: it never moves, and
+# the loss still falls.
+_learned: weakref.WeakSet[GaussianVAELoss] = weakref.WeakSet()
+_unheld: weakref.WeakKeyDictionary[GaussianVAELoss, int] = weakref.WeakKeyDictionary()
 _STEPS_BEFORE_WARNING = 3  # two optimisers that take turns are none of our business
 
 
 def _watch(loss: GaussianVAELoss) -> None:
     _hook_optimizers()
-    _watched[loss] = 0
+    _learned.add(loss)
+    _unheld[loss] = 0
 
 
 @functools.cache  # once per process
@@ -329,17 +341,19 @@ def _hook_optimizers() -> None:
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for loss, missed in list(_watched.items()):
-        if not loss._unwatched[0]:
-            continue  # not used since the last look
-        loss._unwatched[0] = False
+    for loss in list(_learned):
+        loss.x_logvar.data.clamp_(min=X_LOGVAR_MIN)
+    for loss, missed in list(_unheld.items()):
+        if not loss._used[0]:
+            continue
+        loss._used[0] = False
         parameter = loss.x_logvar
         if any(p is parameter for group in optimizer.param_groups for p in group["params"]):
-            del _watched[loss]
+            del _unheld[loss]
         elif missed + 1 < _STEPS_BEFORE_WARNING:
-            _watched[loss] = missed + 1
+            _unheld[loss] = missed + 1
         else:
-            del _watched[loss]
+            del _unheld[loss]
             warnings.warn(
                 "GaussianVAELoss owns a learned variance (x_logvar) that is in no optimiser's step; "
                 "add it with optimizer.add_param_group({'params': loss_fn.parameters(), "

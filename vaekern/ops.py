@@ -1,4 +1,4 @@
-"""The registered operators: schema, fake kernel, autograd; the same in eager and in torch.compile.
+"""The registered operators: schema, fake kernel, autograd.
 
 ``vaekern::loss`` is every loss of this package: a reconstruction term (one row of OBJECTIVES) plus
 beta times a Gaussian KL, either part absent, with its reduction.  Where the upstream gradient is one
@@ -7,7 +7,10 @@ scales them.  ``vaekern::loss_backward`` recomputes them from the inputs: for pe
 gradients, half precision (one rounding, after the upstream factor) and second backward passes.
 ``vaekern::sample`` and its backward draw z and the KL in one pass.
 
-A backend fills the slots of these operators; nothing here knows a formula.
+A backend fills the slots of these operators; nothing here knows a formula.  In plain eager mode the
+CPU kernel of ``loss`` is called straight from autograd (_DirectLoss), past the dispatcher, whose
+argument handling costs as much as the kernel at 64 x 784; under torch.compile, tracing and dispatch
+modes the operator itself is what runs (_Loss).  Both run the same kernel with the same arguments.
 """
 
 from __future__ import annotations
@@ -58,8 +61,6 @@ _OPTIONS = (
 _lib = torch.library.Library("vaekern", "DEF")
 _lib.define(f"loss({_TENSORS}, {_OPTIONS}) -> Tensor[]")
 _lib.define(f"loss_backward(Tensor upstream, {_TENSORS}, {_OPTIONS}) -> Tensor[]")
-_lib.define("scale_(Tensor(a!)[] grads, Tensor factor) -> ()")
-_lib.define("track_(Tensor(a!) last, Tensor(b!) running, Tensor variance, float momentum) -> ()")
 _lib.define(
     "sample(Tensor mu, Tensor? logvar, Tensor? scale_tril, Tensor noise, bool kl) -> Tensor[]"
 )
@@ -136,8 +137,9 @@ def _loss(  # the CPU kernel and the fake differ in one call
     out = _gradients(grads, *tensors) if grads else _NO_GRADIENTS
     if run is not None:
         run(
-            *tensors, beta, None, value, statistics, *out, objective, activation, reduction,
-            beta_number, eps, logvar_min, logvar_max, x_logvar_min, torch.get_num_threads(),
+            *tensors, beta, None, value, statistics, *out, None, None, 0.0, objective, activation,
+            reduction, beta_number, eps, logvar_min, logvar_max, x_logvar_min,
+            torch.get_num_threads(),
         )  # fmt: skip
     return [value, statistics, *[g for g in out if g is not None]]
 
@@ -171,8 +173,9 @@ def _loss_backward(
     out = _gradients(grads, *tensors)
     if run is not None:
         run(
-            *tensors, beta, upstream, None, None, *out, objective, activation, reduction,
-            beta_number, eps, logvar_min, logvar_max, x_logvar_min, torch.get_num_threads(),
+            *tensors, beta, upstream, None, None, *out, None, None, 0.0, objective, activation,
+            reduction, beta_number, eps, logvar_min, logvar_max, x_logvar_min,
+            torch.get_num_threads(),
         )  # fmt: skip
     return [g for g in out if g is not None]
 
@@ -212,23 +215,11 @@ def _sample_backward(
     return [g for g in out if g is not None]
 
 
-def _scale_(grads: list[Tensor], factor: Tensor) -> None:
-    assert cpu.core is not None
-    cpu.core.scale(grads, factor, torch.get_num_threads())
-
-
-def _track_(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
-    assert cpu.core is not None
-    cpu.core.track(last, running, variance, momentum)
-
-
 def _register() -> None:
     torch.library.register_fake("vaekern::loss", _loss, lib=_lib)
     torch.library.register_fake("vaekern::loss_backward", _loss_backward, lib=_lib)
     torch.library.register_fake("vaekern::sample", _sample, lib=_lib)
     torch.library.register_fake("vaekern::sample_backward", _sample_backward, lib=_lib)
-    torch.library.register_fake("vaekern::scale_", lambda grads, factor: None, lib=_lib)
-    torch.library.register_fake("vaekern::track_", lambda *args: None, lib=_lib)
     core = cpu.core
     if core is None:
         return
@@ -240,14 +231,11 @@ def _register() -> None:
     _lib.impl("loss_backward", bind(_loss_backward, core.loss), "CPU")
     _lib.impl("sample", bind(_sample, core.sample), "CPU")
     _lib.impl("sample_backward", bind(_sample_backward, core.sample_backward), "CPU")
-    _lib.impl("scale_", _scale_, "CPU")
-    _lib.impl("track_", _track_, "CPU")
 
 
 _register()
 _loss_op = torch.ops.vaekern.loss.default  # bound once: the lookup costs more than the check
 _loss_backward_op = torch.ops.vaekern.loss_backward.default
-_scale_op = torch.ops.vaekern.scale_.default
 _sample_op = torch.ops.vaekern.sample.default
 _sample_backward_op = torch.ops.vaekern.sample_backward.default
 
@@ -264,55 +252,138 @@ def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
     """One entry per differentiable input, None where no gradient was asked for."""
     it = iter(grads)
     out = [next(it) if mask >> i & 1 else None for i in range(count)]
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        wrapped = iter(torch._C._functions.DelayedError(TWICE, len(grads))(*grads))
-        out = [None if g is None else next(wrapped) for g in out]
-    return out
+    return _once(out) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else out
+
+
+def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Under create_graph=True: gradients that explain themselves when differentiated again."""
+    present = [g for g in grads if g is not None]
+    wrapped = iter(torch._C._functions.DelayedError(TWICE, len(present))(*present))
+    return [None if g is None else next(wrapped) for g in grads]
 
 
 class _Loss(torch.autograd.Function):
+    """Through the dispatcher: torch.compile, tracing, dispatch modes, tensor subclasses."""
+
     @staticmethod
     def forward(ctx, objective, activation, reduction, beta_number, eps, lo, hi, bound, narrow,
-                beta, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar):  # fmt: skip
-        n = ctx.needs_input_grad
-        mask = (
-            n[10] | n[11] << 1 | n[12] << 2 | n[13] << 3
-            | n[14] << 4 | n[15] << 5 | n[16] << 6 | n[17] << 7
-        )  # fmt: skip
-        inputs = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+                beta, *inputs):  # fmt: skip
+        mask = 0
+        for i, needed in enumerate(ctx.needs_input_grad[10:]):
+            mask |= needed << i
         options = (objective, activation, reduction, beta_number, eps, lo, hi, bound)
-        # half precision rounds once, after the upstream factor: GradScaler's job is lost otherwise
-        early = reduction < _FIRST_ROWWISE and not narrow
+        early = _writes_early(reduction, narrow)
         value, statistics, *grads = _loss_op(*inputs, beta, *options, mask if early else 0)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(statistics)
         ctx.mask, ctx.options, ctx.early = mask, options, early
-        if torch.compiler.is_compiling():  # a graph may not carry tensors on ctx
-            ctx.save_for_backward(*(grads if early else (*inputs, beta)))
-        else:
-            ctx.save_for_backward(*inputs, beta)
-            ctx.grads = grads
+        ctx.save_for_backward(*(grads if early else (*inputs, beta)))
         return value, statistics
 
     @staticmethod
     def backward(ctx, upstream, _):
-        mask = ctx.mask
         if upstream is None:
             return (None,) * 18
-        if torch.compiler.is_compiling():
-            if ctx.early:
-                grads = [g * upstream.to(g.dtype) for g in ctx.saved_tensors]
-            else:
-                grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
+        if ctx.early:
+            grads = [g * upstream.to(g.dtype) for g in ctx.saved_tensors]
         else:
-            # the first backward gives the forward's buffers away, any later one recomputes
-            grads, ctx.grads = ctx.grads, ()
-            if grads:
-                _scale_op(grads, upstream)
-            else:
-                grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
-        return (None, None, None, None, None, None, None, None, None, None,
-                *_spread(mask, grads, 8))  # fmt: skip
+            grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, ctx.mask)
+        return (None,) * 10 + tuple(_spread(ctx.mask, grads, 8))
+
+
+def _writes_early(reduction: int, narrow: bool) -> bool:
+    """May the forward write the gradients?  Half precision rounds once, after the upstream factor:
+    what GradScaler is for would be lost otherwise."""
+    return reduction < _FIRST_ROWWISE and not narrow
+
+
+class _DirectLoss(torch.autograd.Function):
+    """The CPU kernel past the dispatcher; every line here is paid for at 64 x 784."""
+
+    @staticmethod
+    def forward(ctx, call, x_hat, x, x_logvar, mu, logvar, scale_tril):
+        options, early, dtype, statistics, beta, last, running, momentum = call
+        value = torch.empty(x.shape[:1] if options[2] == _ROWS else (), dtype=dtype)
+        if early:
+            empty_like = torch.empty_like
+            _, n_x_hat, n_x, n_x_logvar, n_mu, n_logvar, n_tril = ctx.needs_input_grad
+            grads = (
+                empty_like(x_hat) if n_x_hat else None,
+                empty_like(x) if n_x else None,
+                empty_like(x_logvar) if n_x_logvar else None,
+                empty_like(mu) if n_mu else None,
+                empty_like(logvar) if n_logvar else None,
+                empty_like(scale_tril) if n_tril else None,
+            )
+        else:
+            grads = _NONE6
+        _native_loss(
+            x_hat, x, x_logvar, mu, logvar, scale_tril, None, None, beta, None, value, statistics,
+            *grads, None, None, last, running, momentum, *options, torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x_hat, x, x_logvar, mu, logvar, scale_tril, beta)
+        ctx.options = options
+        ctx.grads = grads if early else None
+        return value
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if upstream is None:
+            return (None,) * 7
+        # the first backward gives the forward's buffers away, any later one recomputes
+        grads, ctx.grads = ctx.grads, None
+        if grads is not None:
+            _native_scale(*grads, upstream, torch.get_num_threads())
+        else:
+            *inputs, beta = ctx.saved_tensors
+            mask = 0
+            for i, needed in enumerate(ctx.needs_input_grad[1:]):
+                mask |= needed << i
+            found = iter(_loss_backward_op(upstream, *inputs, None, None, beta, *ctx.options, mask))
+            grads = [next(found) if mask >> i & 1 else None for i in range(6)]
+        if torch.is_grad_enabled():
+            grads = _once(list(grads))
+        return None, *grads
+
+
+_ROWS = REDUCTIONS["none"]
+_NONE6 = (None,) * 6
+_native_loss = cpu.core.loss if cpu.core is not None else None
+_native_scale = cpu.core.scale if cpu.core is not None else None
+_native_check = cpu.core.check if cpu.core is not None else None
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+def direct_loss(
+    options: Options,
+    beta: Tensor | None,
+    x_hat: Tensor,
+    x: Tensor,
+    x_logvar: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor | None,
+    scale_tril: Tensor | None,
+    want_statistics: bool,
+    track: tuple[Tensor, Tensor, float],
+) -> tuple[Tensor, Tensor | None] | None:
+    """(value, statistics or None) in plain eager mode; None where it is not plain, or where an
+    argument is not as the kernel takes it, for the caller to explain."""
+    if _is_compiling() or _dispatch_modes():
+        return None
+    # one native call accepts the tensors: 1 narrow, 2 float64; -1 anything out of the ordinary
+    flags = _native_check(x_hat, x, x_logvar, mu, logvar, scale_tril)
+    if flags < 0:
+        return None
+    dtype = torch.float64 if flags & 2 else torch.float32
+    statistics = None
+    if want_statistics:
+        statistics = _loss_outputs(x, mu, dtype, options[0], 0)[1]
+    early = options[2] != _ROWS and not flags & 1 and torch.is_grad_enabled()
+    call = (options, early, dtype, statistics, beta, *track)
+    value = _DirectLoss.apply(call, x_hat, x, x_logvar, mu, logvar, scale_tril)
+    return value, statistics
 
 
 class _Sample(torch.autograd.Function):
@@ -361,9 +432,18 @@ def loss(
             )  # fmt: skip
             return out[0], out[1]
         return _Loss.apply(
-            *options, narrow, beta, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu,
+            *options,
+            narrow,
+            beta,
+            x_hat,
+            x,
+            x_logvar,
+            mu,
+            logvar,
+            scale_tril,
+            prior_mu,
             prior_logvar,
-        )  # fmt: skip
+        )
     clamp = (options.logvar_min, options.logvar_max)
     return reference.loss(
         x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar,
@@ -398,12 +478,9 @@ def sample(
     return z, reference.gaussian_kl(mu, logvar).flatten(1).sum(1)
 
 
-def track(last: Tensor, running: Tensor, variance: Tensor, momentum: float, kernel: bool) -> None:
+def track(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
     """last <- variance; running <- variance the first time (last is 0 until then), then its moving
-    average."""
-    if kernel:
-        torch.ops.vaekern.track_(last, running, variance, momentum)
-        return
+    average.  The direct path does the same in the kernel."""
     weight = torch.where(last > 0, momentum, 1.0).to(running.dtype)
     running.lerp_(variance.view_as(running).to(running.dtype), weight)
     last.copy_(variance.view_as(last))

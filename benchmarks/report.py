@@ -1,0 +1,161 @@
+"""pytest-benchmark's JSON as the README's tables: every row that was timed, won or lost.
+
+    python -m benchmarks.report RESULT.json
+
+Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]  # the extra_info of one benchmark
+
+
+def report(result: dict[str, Any], statistic: str = "minimum") -> str:
+    """Markdown for one result file.
+
+    statistic: "minimum", the time with the least of other programs in it, or "median".
+
+    Raises:
+        ValueError: the file holds no row of these benchmarks.
+    """
+    rows = [benchmark["extra_info"] for benchmark in result.get("benchmarks", [])]
+    rows = [row for row in rows if f"{statistic}_us" in row]
+    if not rows:
+        raise ValueError("it holds no timed row; pytest benchmarks --benchmark-json=FILE makes one")
+    parts = []
+    objectives = [r for r in rows if r["kind"] == "objective"]
+    if objectives:
+        parts += [_objectives(objectives, statistic), _means(objectives, statistic)]
+    operators = [r for r in rows if r["kind"] == "operator"]
+    if operators:
+        parts.append(_operators(operators, statistic))
+    steps = [r for r in rows if r["kind"] == "training step"]
+    if steps:
+        parts.append(_steps(steps, statistic))
+    return "\n\n".join([*parts, _hardware(result, statistic)]) + "\n"
+
+
+def _objectives(rows: Sequence[Row], statistic: str) -> str:
+    cells: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        cells.setdefault((row["name"], _shape(row)), {})[row["threads"]] = row
+    both = any(2 in of for of in cells.values())
+    lines = []
+    for (name, shape), of in cells.items():
+        one = _numbers(of[1], statistic) if 1 in of else ["-"] * len(_NUMBERS)
+        two = ["-"] * len(_TWO_THREADS)
+        if 2 in of:
+            us, compiled, eager, *_ = _numbers(of[2], statistic)
+            gain = "-"
+            if 1 in of:
+                times = [of[threads][f"{statistic}_us"]["vaekern"] for threads in (1, 2)]
+                gain = _times(times[0] / times[1])
+            two = [us, gain, compiled, eager]
+        lines.append([name, shape, *one, *(two if both else [])])
+    return _table(["objective", "size", *_NUMBERS, *(_TWO_THREADS if both else [])], lines)
+
+
+def _operators(rows: Sequence[Row], statistic: str) -> str:
+    lines = [[row["name"], _shape(row), *_numbers(row, statistic)] for row in rows]
+    return _table(["operator", "size", *_NUMBERS], lines)
+
+
+def _steps(rows: Sequence[Row], statistic: str) -> str:
+    lines = []
+    for row in rows:
+        ms = [f"{row[f'{statistic}_us'][v] / 1e3:.2f}" for v in ("vaekern", "compile", "eager")]
+        ratios = [_times(row[f"{statistic}_speedup"][v]) for v in ("compile", "eager")]
+        lines.append([row["name"], _shape(row), str(row["threads"]), *ms, *ratios])
+    head = ["training step", "batch", "threads", "vaekern ms", "compile ms", "eager ms"]
+    return _table([*head, "vs compile", "vs eager"], lines)
+
+
+_NUMBERS = ["vaekern µs", "vs compile", "vs eager", "GB/s", "copy GB/s"]
+_TWO_THREADS = ["2 threads µs", "vs 1 thread", "vs compile", "vs eager"]
+
+
+def _numbers(row: Row, statistic: str) -> list[str]:
+    speedup = row[f"{statistic}_speedup"]
+    us = row[f"{statistic}_us"]
+    return [
+        f"{us['vaekern']:,.0f}" if us["vaekern"] >= 99.95 else f"{us['vaekern']:.1f}",
+        _times(speedup["compile"]),
+        _times(speedup["eager"]),
+        f"{row['bytes'] / us['vaekern'] / 1e3:.1f}",
+        f"{row['copy_bytes'] / us['copy'] / 1e3:.1f}",
+    ]
+
+
+def _means(rows: Sequence[Row], statistic: str) -> str:
+    lines = []
+    for threads in sorted({r["threads"] for r in rows}):
+        chosen = [r for r in rows if r["threads"] == threads]
+        for other, name in (("compile", "`torch.compile`"), ("eager", "eager PyTorch")):
+            ratios = [r[f"{statistic}_speedup"][other] for r in chosen]
+            mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+            least = min(chosen, key=lambda r: r[f"{statistic}_speedup"][other])
+            lost = sum(ratio < 1 for ratio in ratios)
+            lines.append(
+                f"- {threads} thread{'s' if threads > 1 else ''}: {_times(mean)} as fast as {name}, "
+                f"geometric mean of {len(ratios)} rows; least {_times(min(ratios))} "
+                f"({least['name']}, {_shape(least)}); slower in {lost or 'none'}"
+            )
+    return "\n".join(lines)
+
+
+def _hardware(result: dict[str, Any], statistic: str) -> str:
+    machine = result["machine_info"]
+    cpu, package = machine["cpu"], machine["vaekern"]
+    isa = f", {package['isa']} kernels" if package.get("isa") else ""
+    minima = "minima" if statistic == "minimum" else "medians"
+    return (
+        f"Measured on {cpu.get('brand_raw', machine['machine'])}, {cpu['count']} cores, "
+        f"{machine['system']}; Python {machine['python_version']}, "
+        f"torch {machine['torch']['version']}, vaekern {package['version']} "
+        f"({package['backend']} backend{isa}); {result['datetime'][:10]}. Forward and backward in "
+        f"float32, {minima} of interleaved single calls; the method is in benchmarks/README.md."
+    )
+
+
+def _shape(row: Row) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def _times(ratio: float) -> str:
+    """Two decimals, bold where vaekern is the slower one."""
+    return f"**{ratio:.2f}x**" if ratio < 1 else f"{ratio:.2f}x"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="print the README's tables from a pytest-benchmark JSON file",
+    )
+    parser.add_argument("result", type=Path, help="written by --benchmark-json")
+    parser.add_argument("--statistic", choices=("minimum", "median"), default="minimum")
+    options = parser.parse_args(arguments)
+    try:
+        text = report(json.loads(options.result.read_text()), options.statistic)
+    except OSError as error:
+        parser.error(f"cannot read {options.result}: {error.strerror}")
+    except (ValueError, KeyError) as error:
+        parser.error(f"{options.result} is not a result of these benchmarks: {error}")
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

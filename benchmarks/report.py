@@ -104,8 +104,8 @@ def _means(rows: Sequence[Row], statistic: str) -> str:
             least = min(chosen, key=lambda r: r[f"{statistic}_speedup"][other])
             lost = sum(ratio < 1 for ratio in ratios)
             lines.append(
-                f"- {threads} thread{'s' if threads > 1 else ''}: {_times(mean)} as fast as {name}, "
-                f"geometric mean of {len(ratios)} rows; least {_times(min(ratios))} "
+                f"- {_count(threads, 'thread')}: {_times(mean)} as fast as {name}, geometric mean of "
+                f"{_count(len(chosen), 'row')}; least {_times(min(ratios))} "
                 f"({least['name']}, {_shape(least)}); slower in {lost or 'none'}"
             )
     return "\n".join(lines)
@@ -127,6 +127,10 @@ def _hardware(result: dict[str, Any], statistic: str) -> str:
 
 def _shape(row: Row) -> str:
     return " x ".join(map(str, row["shape"]))
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' if n != 1 else ''}"
 
 
 def _times(ratio: float) -> str:

@@ -82,9 +82,9 @@ EXPECTED = """\
 (mle iso-i, 64 x 12288); slower in 1
 - 1 thread: 4.00x as fast as eager PyTorch, geometric mean of 2 rows; least 2.00x \
 (mle iso-i, 64 x 12288); slower in none
-- 2 threads: 2.00x as fast as `torch.compile`, geometric mean of 1 rows; least 2.00x \
+- 2 threads: 2.00x as fast as `torch.compile`, geometric mean of 1 row; least 2.00x \
 (mle iso-i, 64 x 12288); slower in none
-- 2 threads: 4.00x as fast as eager PyTorch, geometric mean of 1 rows; least 4.00x \
+- 2 threads: 4.00x as fast as eager PyTorch, geometric mean of 1 row; least 4.00x \
 (mle iso-i, 64 x 12288); slower in none
 
 | operator | size | vaekern µs | vs compile | vs eager | GB/s | copy GB/s |

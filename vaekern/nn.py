@@ -231,6 +231,9 @@ class GaussianVAELoss(nn.Module):
         if beta is not None:
             if isinstance(beta, Tensor):
                 weight = _checks.beta_tensor(beta, mu)
+            elif torch.compiler.is_compiling():  # a schedule's numbers must not become constants
+                wide = torch.float64 if mu.dtype is torch.float64 else torch.float32
+                weight = torch.full((), beta, dtype=wide, device=mu.device)
             else:
                 _checks.beta(beta)
                 options = options._replace(beta=beta)

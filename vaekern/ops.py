@@ -257,7 +257,7 @@ def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
 
 def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
     """Under create_graph=True: gradients that explain themselves when differentiated again."""
-    present = [g for g in grads if g is not None]
+    present = [g.detach().requires_grad_() for g in grads if g is not None]
     wrapped = iter(torch._C._functions.DelayedError(TWICE, len(present))(*present))
     return [None if g is None else next(wrapped) for g in grads]
 

@@ -122,6 +122,25 @@ def test_resume_refuses_other_data(make_config: Make, train: Train, images: Path
         TrainingRun(config, resume=True)
 
 
+def test_ctrl_c_after_the_last_step_is_not_lost(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Totals.reset
+
+    def reset(self: Totals) -> None:  # runs between two epochs
+        original(self)
+        send_ctrl_c()
+
+    config = make_config(stage1={"epochs": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Totals, "reset", reset)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    position = reached(RunDirectory(config.run_directory))
+    assert (position.stage, position.epoch, position.batch) == (1, 1, 0)
+    assert reached(train(config, resume=True).directory).stage == 2
+
+
 def test_second_ctrl_c_stops_at_once(
     make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaekern import functional
+from vaekern.functional import LossComponents
 from vaekern.models import networks
 from vaekern.models.config import ModelConfig
 from vaekern.nn import GaussianVAELoss
@@ -166,7 +167,7 @@ class VAE(nn.Module):
         *,
         beta: float | Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> Any:
+    ) -> LossComponents:
         """The loss and its components for one batch x [B, *sample_shape].
 
         Returns what `GaussianVAELoss.components` returns: .loss carries the graph; .reconstruction,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaekern.functional import LossComponents
+
 FIELDS = ("loss", "reconstruction", "kl", "mse", "x_logvar")
 
 
@@ -20,7 +22,7 @@ class Totals:
         self.sums = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
         self.steps = 0
 
-    def add(self, components: Any) -> None:
+    def add(self, components: LossComponents) -> None:
         """Add what one call of a VAE returned."""
         values = [getattr(components, name).detach().mean() for name in FIELDS]
         self.sums += torch.stack(values)

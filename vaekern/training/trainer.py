@@ -194,6 +194,9 @@ class Trainer:
                     self._on_time(bar, source.dimensions)
                 self._end_epoch(optimizer, source.dimensions)
             self._flush()
+            if stop.requested:  # after the last step there is no other that would look
+                self.save()
+                raise KeyboardInterrupt
 
     def _order(self, count: int) -> Tensor:
         """The rows of this epoch, shuffled: a function of seed, stage and epoch alone."""

@@ -108,6 +108,24 @@ def test_tensors_come_back_with_their_header(tmp_path: Path) -> None:
     assert all(loaded[name].equal(value) for name, value in tensors.items())
 
 
+def test_the_new_content_appears_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(source: Path, target: Path) -> None:
+        assert Path(source).read_text() == "new"  # complete before it takes the old one's place
+        assert Path(target).read_text() == "old"
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(RunError, match=r"cannot write .*file \(Permission denied\); give a --run"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_full_disk_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")

@@ -117,6 +117,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert math.isfinite(train(cured, resume=True).model.stage1.loss.running_variance.item())
 
 
+def test_weights_that_are_not_finite_are_never_saved(make_config: Make, train: Train) -> None:
+    run = train(make_config())
+    before = run.directory.checkpoint.read_bytes()
+    with torch.no_grad():
+        run.model.stage2.decoder.z_hat.bias[0] = math.nan  # the last step's, of a finite loss
+    with pytest.raises(RunError, match=r"loss of stage 2 became infinite or NaN after epoch 3"):
+        run.trainer.save()
+    assert run.directory.checkpoint.read_bytes() == before
+
+
 def test_totals_and_log_give_means() -> None:
     totals, log = Totals(torch.device("cpu")), Log()
     for loss in (1.0, 2.0, 6.0):

@@ -68,7 +68,12 @@ def _expand_x_logvar(x_logvar: Tensor, x: Tensor) -> Tensor:
         return x_logvar
     if len(shape) == x.dim() and shape[0] == x.shape[0] == x_logvar.numel():
         return x_logvar
-    return x_logvar.expand(x.shape)
+    return _expand(x_logvar, x)
+
+
+def _expand(t: Tensor, to: Tensor) -> Tensor:
+    """A view of to's shape; autograd sums its gradient back, in float32 or better."""
+    return (t if t.dtype in (_F32, _F64) else t.float()).expand(to.shape)
 
 
 def world(process_group: object, training: bool = True) -> object | None:
@@ -287,7 +292,7 @@ def _expand_prior(name: str, prior: Tensor | None, mu: Tensor) -> Tensor | None:
     if prior is None or prior.shape == mu.shape:
         return prior
     _checks.broadcasts(name, prior, "mu", mu)
-    return prior.expand(mu.shape)
+    return _expand(prior, mu)
 
 
 def full_gaussian_kl(mu: Tensor, scale_tril: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -529,7 +534,7 @@ def components(
             dims, kernel, narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril
         )[0]
         if x_logvar is not None:
-            decoder = x_logvar.detach().clamp_min(options.x_logvar_min)
+            decoder = x_logvar.detach().to(statistics.dtype).clamp_min(options.x_logvar_min)
         else:
             decoder = _mle_logvar(options, rows[1], statistics[3 * batch :], x_hat, x)
     return LossComponents(loss, parts[0], parts[2], kl_per_dim, decoder, parts[1])

@@ -177,7 +177,7 @@ def loss(
         q = squared_residual(x_hat.detach(), x.detach(), activation)
         if objective == "gaussian":
             assert x_logvar is not None
-            rows = gaussian_nll(x_hat, x, x_logvar.clamp_min(x_logvar_min), activation)
+            rows = gaussian_nll(x_hat, x, _wide(x_logvar).clamp_min(x_logvar_min), activation)
         else:
             rows = mle_nll(x_hat, x, objective, eps, activation, variance)
         v = q.mean(0).flatten() if objective == "diag-i" else q.mean().reshape(1)
@@ -188,7 +188,7 @@ def loss(
         else:
             assert logvar is not None
             if logvar_clamp is not None:
-                logvar = logvar.clamp(*logvar_clamp)
+                logvar = _wide(logvar).clamp(*logvar_clamp)
             kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar)
         if reduction == "dims":
             return kl.sum(0) / max(len(kl), 1), kl.new_zeros(0)

@@ -42,7 +42,9 @@ void track(const LossArgs& a, const C* variance, int64_t n) {
 template <class C>
 void run(const LossArgs& a) {
   const Tensor& like = a.x ? a.x : a.mu;
-  const int64_t B = like.shape[0], D = B ? like.numel() / B : 1;
+  const int64_t B = like.shape[0];
+  int64_t D = 1;
+  for (int k = 1; k < like.ndim; ++k) D *= like.shape[k];
   const double scale = reduction_scale(a, B, D);
   const double beta = a.beta ? scalar(a.beta) : a.beta_number;
 

@@ -69,7 +69,7 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """The hardware and the versions that the numbers hold for, and not the machine's name."""
-    del machine_info["node"]
+    del machine_info["node"], machine_info["release"]
     cpu = machine_info["cpu"]
     kept = ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")
     machine_info["cpu"] = {key: cpu[key] for key in kept if key in cpu}

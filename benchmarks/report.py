@@ -104,8 +104,8 @@ def _means(rows: Sequence[Row], statistic: str) -> str:
             least = min(chosen, key=lambda r: r[f"{statistic}_speedup"][other])
             lost = sum(ratio < 1 for ratio in ratios)
             lines.append(
-                f"- {_count(threads, 'thread')}: {_times(mean)} as fast as {name}, geometric mean of "
-                f"{_count(len(chosen), 'row')}; least {_times(min(ratios))} "
+                f"- {_count(threads, 'thread')}: {_times(mean)} as fast as {name}, geometric mean "
+                f"of {_count(len(chosen), 'row')}; least {_times(min(ratios))} "
                 f"({least['name']}, {_shape(least)}); slower in {lost or 'none'}"
             )
     return "\n".join(lines)

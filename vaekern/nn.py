@@ -168,7 +168,7 @@ class GaussianVAELoss(nn.Module):
                 )
         assert shape is not None
         try:
-            start = logvar.expand(shape).clone()
+            start = logvar.expand(shape).clone(memory_format=torch.contiguous_format)
         except RuntimeError:
             raise ValueError(
                 f"variance must broadcast to {list(shape)}, got {_checks.shape_text(variance)}; "
@@ -347,13 +347,14 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     for loss in list(_learned):
         loss.x_logvar.data.clamp_(min=X_LOGVAR_MIN)
     for loss, missed in list(_unheld.items()):
-        if not loss._used[0]:
-            continue
-        loss._used[0] = False
         parameter = loss.x_logvar
         if any(p is parameter for group in optimizer.param_groups for p in group["params"]):
             del _unheld[loss]
-        elif missed + 1 < _STEPS_BEFORE_WARNING:
+            continue
+        if not loss._used[0]:
+            continue  # several optimisers may step for one use of the loss
+        loss._used[0] = False
+        if missed + 1 < _STEPS_BEFORE_WARNING:
             _unheld[loss] = missed + 1
         else:
             del _unheld[loss]

@@ -258,7 +258,8 @@ def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
 def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
     """Under create_graph=True: gradients that explain themselves when differentiated again."""
     present = [g.detach().requires_grad_() for g in grads if g is not None]
-    wrapped = iter(torch._C._functions.DelayedError(TWICE, len(present))(*present))
+    wrapped = torch._C._functions.DelayedError(TWICE, len(present))(*present)
+    wrapped = iter((wrapped,) if len(present) == 1 else wrapped)
     return [None if g is None else next(wrapped) for g in grads]
 
 

@@ -24,14 +24,11 @@ ROOT = Path(__file__).parent.resolve()
 KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp")  # built once per instruction set
 PLAIN_FILES = ("cpu/dispatch.cpp", "bindings.cpp")
 # -fno-math-errno and -fno-trapping-math change no result; -ffast-math would
-COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -g0".split()
-ISAS = {
-    "baseline": [],
-    "avx2": "-mavx2 -mfma -mf16c".split(),
-    "avx512": (
-        "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
-    ).split(),
-}
+COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-g0"]
+COMMON += ["-fno-math-errno", "-fno-trapping-math"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISAS: dict[str, list[str]] = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
 
 
 def compiles(cxx: list[str], flags: list[str], source: str = "int main() { return 0; }") -> bool:
@@ -72,7 +69,6 @@ class BuildCore(build_ext):
         in_source = bool(self.inplace)  # the parent clears it while it works
         if os.environ.get("VAEKERN_PURE") == "1":
             reason = "built with VAEKERN_PURE=1"
-            self.extensions = []
         else:
             try:
                 super().run()
@@ -80,7 +76,7 @@ class BuildCore(build_ext):
                 reason = f"the C++ core was not built: {error}"
                 sys.stderr.write(f"vaekern: {reason}; installing in pure Python\n")
         if reason:
-            self.extensions = []
+            self.extensions: list[Extension] = []
         self._note(reason, in_source)
 
     def _note(self, reason: str, in_source: bool) -> None:
@@ -100,7 +96,7 @@ class BuildCore(build_ext):
 
         flags = list(COMMON)
         openmp = ["-fopenmp"] if compiles(cxx, ["-fopenmp"]) else []
-        isas = {"baseline": []}
+        isas: dict[str, list[str]] = {"baseline": []}
         if platform.machine().lower() in ("x86_64", "amd64"):
             isas |= {n: f for n, f in ISAS.items() if compiles(cxx, ["-std=c++17", *f])}
         have = [f"-DVAEKERN_HAVE_{name.upper()}" for name in isas if name != "baseline"]

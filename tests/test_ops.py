@@ -1,4 +1,5 @@
-"""The registered operators: opcheck, gradcheck through the C++ kernel, compile, bits, memory rules."""
+"""The registered operators: opcheck, gradcheck through the C++ kernel, compile, bits, memory
+rules."""
 
 from __future__ import annotations
 
@@ -148,7 +149,7 @@ BIG = (130, 3, 700)  # several tasks per kernel, above the size that uses thread
 
 
 @pytest.mark.parametrize(
-    "operator", [o for o in OPERATORS if o.data and "L0" in o.name or "mle" in o.name], ids=str
+    "operator", [o for o in OPERATORS if (o.data and "L0" in o.name) or "mle" in o.name], ids=str
 )
 def test_same_bits_on_every_repeat_and_for_any_thread_count(operator: testing.Operator) -> None:
     inputs = testing.draw(operator, BIG, torch.float32, "contiguous")

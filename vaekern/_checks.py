@@ -1,7 +1,7 @@
 """One wording per mistake: the argument, what was wanted, what came, and the remedy.
 
-The functions here run before anything is computed.  Those on the hot path are a few attribute reads;
-the sentences are put together only once something is wrong.
+The functions here run before anything is computed.  Those on the hot path are a few attribute
+reads; the sentences are put together only once something is wrong.
 """
 
 from __future__ import annotations
@@ -187,6 +187,6 @@ def finite(**tensors: Tensor | None) -> None:
         bad = int((~torch.isfinite(t)).sum())
         if bad:
             raise ValueError(
-                f"{name} must be finite, got {bad} NaN or infinite of {t.numel()} values; lower the "
-                "learning rate, clip gradients, or bound the encoder with logvar_clamp=(-30, 20)"
+                f"{name} must be finite, got {bad} NaN or infinite of {t.numel()} values; lower "
+                "the learning rate, clip gradients, or bound the encoder by logvar_clamp=(-30, 20)"
             )

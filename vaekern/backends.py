@@ -62,7 +62,8 @@ def has_kernel(device_type: str) -> bool:
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run the forward passes inside the block on one backend (for tests, benchmarks, double backward).
+    """Run the forward passes inside the block on one backend (for tests, benchmarks, double
+    backward).
 
     A backend that cannot run here raises; the choice is the process's, not the thread's.  A graph
     keeps the backend that made it, wherever its ``backward()`` runs.

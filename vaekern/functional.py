@@ -1,8 +1,8 @@
 """Gaussian VAE objectives as functions: the only place that validates, broadcasts and reduces.
 
-Conventions of every function here: the batch is the first axis and all axes after it are features (or
-latent dimensions); ``logvar`` is log sigma^2; values are nats, constants included; arithmetic is
-float32 or better whatever the inputs' dtype, a value is float64 for float64 input and float32
+Conventions of every function here: the batch is the first axis and all axes after it are features
+(or latent dimensions); ``logvar`` is log sigma^2; values are nats, constants included; arithmetic
+is float32 or better whatever the inputs' dtype, a value is float64 for float64 input and float32
 otherwise, and each gradient has its input's dtype.
 
 reduction: "batchmean" = mean over the batch of values summed over their dimensions; "sum" = B times
@@ -58,8 +58,8 @@ def _name(t: object, tensors: tuple[Tensor | None, ...]) -> str:
 
 
 def _expand_x_logvar(x_logvar: Tensor, x: Tensor) -> Tensor:
-    """As it is for the layouts the kernels know (one number, per sample, per dimension, per element);
-    any other broadcast as an expanded view, whose gradient autograd sums back."""
+    """As it is for the layouts the kernels know (one number, per sample, per dimension, per
+    element); any other broadcast as an expanded view, whose gradient autograd sums back."""
     shape = x_logvar.shape
     if shape == x.shape or x_logvar.numel() == 1:
         return x_logvar
@@ -77,7 +77,8 @@ def _expand(t: Tensor, to: Tensor) -> Tensor:
 
 
 def world(process_group: object, training: bool = True) -> object | None:
-    """The process group over which a batch statistic is to be taken, or None for this process alone."""
+    """The process group over which a batch statistic is to be taken, or None for this process
+    alone."""
     if process_group is False or not training:
         return None
     distributed = torch.distributed
@@ -160,12 +161,12 @@ def mle_nll(
     .. math::
         \text{iso-i}:&\ \tfrac D2 (\log(E_B E_L |r|^2 / D) + 1 + \log 2\pi) \\
         \text{iso-d}:&\ \tfrac D2 (\log(E_L |r|^2 + \epsilon) - \log D + 1 + \log 2\pi) \\
-        \text{diag-i}:&\ \tfrac12 \sum_i \log(E_B E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi) \\
-        \text{diag-d}:&\ \tfrac12 \sum_i \log(E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi)
+        \text{diag-i}:&\ \tfrac12 \sum_i \log(E_B E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi)
+        \\ \text{diag-d}:&\ \tfrac12 \sum_i \log(E_L r_i^2 + \epsilon) + \tfrac D2 (1 + \log 2\pi)
 
-    The paper drops the constants; here they are kept, so that the four can be compared.  The gradient
-    is that of :func:`gaussian_nll` at the (detached) estimate.  The -i modes couple the batch:
-    average gradients over micro-batches and you optimise something else.
+    The paper drops the constants; here they are kept, so that the four can be compared.  The
+    gradient is that of :func:`gaussian_nll` at the (detached) estimate.  The -i modes couple the
+    batch: average gradients over micro-batches and you optimise something else.
 
     Args:
         x_hat: [B, ...] or [L, B, ...]; with ``activation`` the logits.
@@ -220,10 +221,11 @@ def _across_ranks(
     scale_tril: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The -i modes at the variance of all ranks' samples: one all-reduce of (sum, count) in the
-    forward and none in the backward, for the objective's gradient is that of the NLL at the detached
-    estimate.  The ranks' mean is the objective on the joined batch, whatever each rank's share."""
+    forward and none in the backward, for the objective's gradient is that of the NLL at the
+    detached estimate.  The ranks' mean is the objective on the joined batch, whatever each rank's
+    share."""
     diagonal = options.objective == OBJECTIVES["diag-i"]
-    activation = next(name for name, code in ACTIVATIONS.items() if code == options.activation)
+    activation = ops.ACTIVATION_NAMES[options.activation]
     with torch.no_grad():
         q = reference.squared_residual(x_hat, x, activation)
         sums = q.sum(0).flatten() if diagonal else q.flatten(1).mean(1).sum().reshape(1)
@@ -258,8 +260,9 @@ def gaussian_kl(
 
     Args:
         mu, logvar: the posterior's mean and log sigma^2, [B, ...].
-        prior_mu, prior_logvar: m and log s^2, broadcasting to mu; default 0. They get gradients too.
-        reduction: "batchmean", "sum", "mean", "none" ([B]) or "dims": per latent dimension, the mean
+        prior_mu, prior_logvar: m and log s^2, broadcasting to mu; default 0. They get gradients
+        too. reduction: "batchmean", "sum", "mean", "none" ([B]) or "dims": per latent dimension,
+        the mean
             over the batch, shape of one sample; its sum is "batchmean".
 
     Returns:
@@ -543,7 +546,8 @@ def components(
 def _mle_logvar(
     options: Options, square: Tensor, variance: Tensor, x_hat: Tensor, x: Tensor
 ) -> Tensor:
-    """log of the maximum-likelihood variance: [1], [B, 1, ...], one sample's shape, or x's shape."""
+    """log of the maximum-likelihood variance: [1], [B, 1, ...], one sample's shape, or x's
+    shape."""
     if options.objective == OBJECTIVES["iso-i"]:
         return variance.clamp_min(torch.finfo(variance.dtype).tiny).log()
     if options.objective == OBJECTIVES["diag-i"]:
@@ -551,5 +555,5 @@ def _mle_logvar(
     if options.objective == OBJECTIVES["iso-d"]:
         per_sample = (square + options.eps).log() - math.log(math.prod(x.shape[1:]))
         return per_sample.view(-1, *[1] * (x.dim() - 1))
-    activation = next(name for name, code in ACTIVATIONS.items() if code == options.activation)
+    activation = ops.ACTIVATION_NAMES[options.activation]
     return (reference.squared_residual(x_hat, x, activation) + options.eps).log()

@@ -33,15 +33,16 @@ class GaussianVAELoss(nn.Module):
       log-MSE (:func:`vaekern.functional.mle_nll`; Takida et al. 2022, section 5).
     - ``estimate="learned"``: trained by gradient.  iso-i and diag-i own the parameter ``x_logvar``
       = log sigma^2 (give ``loss_fn.parameters()`` to the optimiser, with no weight decay); for
-      iso-d and diag-d the decoder predicts it and the call takes ``x_logvar=``.  Learned iso-i is the
-      objective of Dai & Wipf 2019, with gamma = sigma^2.  Bounded below at -20.
+      iso-d and diag-d the decoder predicts it and the call takes ``x_logvar=``.  Learned iso-i is
+      the objective of Dai & Wipf 2019, with gamma = sigma^2.  Bounded below at -20.
     - ``estimate="fixed"``: ``variance``.
 
     Args:
         covariance: "iso-i", "iso-d", "diag-i" or "diag-d".
         estimate: "mle", "learned" or "fixed".
-        variance: fixed: a number or a tensor broadcasting to x; learned iso-i and diag-i: the start.
-        x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose buffers
+        variance: fixed: a number or a tensor broadcasting to x; learned iso-i and diag-i: the
+        start. x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose
+        buffers
             otherwise take it from the first batch).
         beta: weight of the KL; a call may override it.
         eps: added inside the log of the MLE objectives.
@@ -54,9 +55,9 @@ class GaussianVAELoss(nn.Module):
 
     Call:
         ``loss_fn(x_hat, x, mu, logvar)`` with x_hat [B, ...] or [L, B, ...], x [B, ...], mu and
-        logvar [B, ...], or ``scale_tril=L`` [B, d, d] in place of logvar.  Returns a scalar ([B] for
-        "none"): float64 for float64 input, else float32.  Any mix of float32, float64, bfloat16 and
-        float16 is accepted; each gradient has its input's dtype.
+        logvar [B, ...], or ``scale_tril=L`` [B, d, d] in place of logvar.  Returns a scalar ([B]
+        for "none"): float64 for float64 input, else float32.  Any mix of float32, float64,
+        bfloat16 and float16 is accepted; each gradient has its input's dtype.
 
     Buffers of the MLE modes, updated in training mode only: ``last_variance`` and
     ``running_variance`` (iso-i one number; diag-i x's shape; -d modes their mean, one number).
@@ -126,8 +127,8 @@ class GaussianVAELoss(nn.Module):
         if estimate == "mle":
             if isinstance(variance, Tensor) or variance != 1.0:
                 raise ValueError(
-                    f"variance is estimated by estimate='mle', got variance={variance!r}; drop it, or "
-                    "use estimate='fixed' or 'learned'"
+                    f"variance is estimated by estimate='mle', got variance={variance!r}; drop it, "
+                    "or use estimate='fixed' or 'learned'"
                 )
             self._make_buffers(x_shape if covariance == "diag-i" else torch.Size((1,)))
         else:
@@ -150,7 +151,7 @@ class GaussianVAELoss(nn.Module):
     def _make_x_logvar(self, variance: Tensor) -> None:
         if not bool((variance > 0).all()) or not bool(torch.isfinite(variance).all()):
             raise ValueError(
-                f"variance must be positive and finite, got {variance!r}; it is sigma^2, not log sigma"
+                f"variance must be positive and finite, got {variance!r}; it is sigma^2, no log"
             )
         logvar = variance.log()
         if self.estimate == "fixed":
@@ -163,8 +164,8 @@ class GaussianVAELoss(nn.Module):
             shape = self.x_shape
             if shape is None:
                 raise ValueError(
-                    "x_shape must be given for covariance='diag-i' with estimate='learned', got None; "
-                    "pass one sample's shape, e.g. x_shape=x.shape[1:]"
+                    "x_shape must be given for covariance='diag-i' with estimate='learned', got "
+                    "None; pass one sample's shape, e.g. x_shape=x.shape[1:]"
                 )
         assert shape is not None
         try:
@@ -264,8 +265,9 @@ class GaussianVAELoss(nn.Module):
             return self._parameters["x_logvar"]  # type: ignore[return-value]
         if x_logvar is None:
             raise ValueError(
-                f"x_logvar must be given for covariance={self.covariance!r} with estimate='learned', "
-                "got None; pass the decoder's log sigma^2 as loss_fn(..., x_logvar=...)"
+                f"x_logvar must be given for covariance={self.covariance!r} with "
+                "estimate='learned', got None; pass the decoder's log sigma^2 as "
+                "loss_fn(..., x_logvar=...)"
             )
         if not isinstance(x_logvar, Tensor):
             _checks.not_floating("x_logvar", x_logvar)
@@ -322,11 +324,11 @@ class GaussianVAELoss(nn.Module):
 
 # After every optimiser step, two looks at the losses that own a variance.
 #
-# The gradient of x_logvar is cut off below its bound: a step that carried the parameter beyond it would
-# leave it there for good, so it is put back on the bound.
+# The gradient of x_logvar is cut off below its bound: a step that carried the parameter beyond it
+# would leave it there for good, so it is put back on the bound.
 #
-# And a learned variance that no optimiser holds is the commonest silent mistake: it never moves, and
-# the loss still falls.
+# And a learned variance that no optimiser holds is the commonest silent mistake: it never moves,
+# and the loss still falls.
 _learned: weakref.WeakSet[GaussianVAELoss] = weakref.WeakSet()
 _unheld: weakref.WeakKeyDictionary[GaussianVAELoss, int] = weakref.WeakKeyDictionary()
 _STEPS_BEFORE_WARNING = 3  # two optimisers that take turns are none of our business
@@ -359,8 +361,8 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
         else:
             del _unheld[loss]
             warnings.warn(
-                "GaussianVAELoss owns a learned variance (x_logvar) that is in no optimiser's step; "
-                "add it with optimizer.add_param_group({'params': loss_fn.parameters(), "
+                "GaussianVAELoss owns a learned variance (x_logvar) that is in no optimiser's "
+                "step; add it with optimizer.add_param_group({'params': loss_fn.parameters(), "
                 "'weight_decay': 0.0})",
                 stacklevel=2,
             )

@@ -1,11 +1,11 @@
 """The registered operators: schema, fake kernel, autograd.
 
 ``vaekern::loss`` is every loss of this package: a reconstruction term (one row of OBJECTIVES) plus
-beta times a Gaussian KL, either part absent, with its reduction.  Where the upstream gradient is one
-number the forward also writes the gradients (three tensors moved instead of five); the backward only
-scales them.  ``vaekern::loss_backward`` recomputes them from the inputs: for per-sample upstream
-gradients, half precision (one rounding, after the upstream factor) and second backward passes.
-``vaekern::sample`` and its backward draw z and the KL in one pass.
+beta times a Gaussian KL, either part absent, with its reduction.  Where the upstream gradient is
+one number the forward also writes the gradients (three tensors moved instead of five); the backward
+only scales them.  ``vaekern::loss_backward`` recomputes them from the inputs: for per-sample
+upstream gradients, half precision (one rounding, after the upstream factor) and second backward
+passes. ``vaekern::sample`` and its backward draw z and the KL in one pass.
 
 A backend fills the slots of these operators; nothing here knows a formula.  In plain eager mode the
 CPU kernel of ``loss`` is called straight from autograd (_DirectLoss), past the dispatcher, whose
@@ -23,16 +23,15 @@ from torch import Tensor
 
 from . import cpu, reference
 
-#: Rows of the objective table: name -> code shared with csrc/core.h. A new objective is one row here,
-#: one term per language (csrc/terms.h, reference.py).
+#: Rows of the objective table: name -> code shared with csrc/core.h. A new objective is one row
+#: here, one term per language (csrc/terms.h, reference.py).
 OBJECTIVES = {None: 0, "gaussian": 1, "iso-i": 2, "iso-d": 3, "diag-i": 4, "diag-d": 5}
 COVARIANCES = ("iso-i", "iso-d", "diag-i", "diag-d")
 ACTIVATIONS = {None: 0, "sigmoid": 1, "tanh": 2}
 REDUCTIONS = {"batchmean": 0, "sum": 1, "mean": 2, "none": 3, "dims": 4}
-_NAMES = {
-    table: {code: name for name, code in rows.items()}  # type: ignore[attr-defined]
-    for table, rows in (("o", OBJECTIVES), ("a", ACTIVATIONS), ("r", REDUCTIONS))
-}
+OBJECTIVE_NAMES = {code: name for name, code in OBJECTIVES.items()}
+ACTIVATION_NAMES = {code: name for name, code in ACTIVATIONS.items()}
+REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
 _FIRST_ROWWISE = REDUCTIONS["none"]  # from here on the upstream gradient is not one number
 UNBOUNDED = 3e38  # finite, so that compilers can print it
 
@@ -243,8 +242,8 @@ _sample_backward_op = torch.ops.vaekern.sample_backward.default
 # ------------------------------------------------------------------ autograd
 
 TWICE = (
-    "the gradient of a fused vaekern operator cannot be differentiated again; for a double backward "
-    "run the forward pass inside `with vaekern.backends.use('reference'):`"
+    "the gradient of a fused vaekern operator cannot be differentiated again; for a double "
+    "backward run the forward pass inside `with vaekern.backends.use('reference'):`"
 )
 
 
@@ -258,8 +257,8 @@ def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
 def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
     """Under create_graph=True: gradients that explain themselves when differentiated again."""
     present = [g.detach().requires_grad_() for g in grads if g is not None]
-    wrapped = torch._C._functions.DelayedError(TWICE, len(present))(*present)
-    wrapped = iter((wrapped,) if len(present) == 1 else wrapped)
+    guarded: Any = torch._C._functions.DelayedError(TWICE, len(present))(*present)
+    wrapped = iter((guarded,) if len(present) == 1 else guarded)
     return [None if g is None else next(wrapped) for g in grads]
 
 
@@ -350,9 +349,9 @@ class _DirectLoss(torch.autograd.Function):
 
 _ROWS = REDUCTIONS["none"]
 _NONE6 = (None,) * 6
-_native_loss = cpu.core.loss if cpu.core is not None else None
-_native_scale = cpu.core.scale if cpu.core is not None else None
-_native_check = cpu.core.check if cpu.core is not None else None
+_native_loss: Any = getattr(cpu.core, "loss", None)
+_native_scale: Any = getattr(cpu.core, "scale", None)
+_native_check: Any = getattr(cpu.core, "check", None)
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
@@ -367,7 +366,7 @@ def direct_loss(
     logvar: Tensor | None,
     scale_tril: Tensor | None,
     want_statistics: bool,
-    track: tuple[Tensor, Tensor, float],
+    track: tuple[Tensor | None, Tensor | None, float],
 ) -> tuple[Tensor, Tensor | None] | None:
     """(value, statistics or None) in plain eager mode; None where it is not plain, or where an
     argument is not as the kernel takes it, for the caller to explain."""
@@ -449,9 +448,9 @@ def loss(
     return reference.loss(
         x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar,
         options.beta if beta is None else beta,
-        objective=_NAMES["o"][options.objective],
-        activation=_NAMES["a"][options.activation],
-        reduction=_NAMES["r"][options.reduction],
+        objective=OBJECTIVE_NAMES[options.objective],
+        activation=ACTIVATION_NAMES[options.activation],
+        reduction=REDUCTION_NAMES[options.reduction],
         eps=options.eps,
         logvar_clamp=None if clamp == (-UNBOUNDED, UNBOUNDED) else clamp,
         x_logvar_min=options.x_logvar_min,

@@ -1,11 +1,11 @@
 """The definition of every operator in plain PyTorch.
 
 Naive on purpose: each formula stands as in the papers, broadcast over whole tensors, differentiable
-by autograd any number of times, and right in float64.  Every kernel is held against this file, and it
-is what runs where no kernel does.  It imports nothing of ours.
+by autograd any number of times, and right in float64.  Every kernel is held against this file, and
+it is what runs where no kernel does.  It imports nothing of ours.
 
-Shapes: B samples, L posterior samples per input, D = number of features of one sample (all axes after
-the batch), d = latent dimensions.  Values are nats; ``logvar`` is log sigma^2.
+Shapes: B samples, L posterior samples per input, D = number of features of one sample (all axes
+after the batch), d = latent dimensions.  Values are nats; ``logvar`` is log sigma^2.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def mle_nll(
     variance: Tensor
     | None = None,  # the -i modes' estimate when it comes from elsewhere (all ranks)
 ) -> Tensor:  # [B]
-    """Gaussian NLL at the maximum-likelihood variance; per-sample terms whose mean is the objective."""
+    """Gaussian NLL at the maximum-likelihood variance; per-sample terms whose mean is the
+    objective."""
     q = squared_residual(x_hat, x, activation)
     v = mle_variance(q, covariance) if variance is None else variance
     features = x[0].numel() if len(x) else max(math.prod(x.shape[1:]), 1)
@@ -106,7 +107,8 @@ def gaussian_kl(
     prior_mu: Tensor | None = None,  # broadcasts to mu
     prior_logvar: Tensor | None = None,  # broadcasts to mu
 ) -> Tensor:  # [B, ...], per dimension
-    """KL(N(mu, sigma^2) || N(m, s^2)) = 1/2 [ (mu - m)^2 / s^2 + e^t - 1 - t ], t = log sigma^2 - log s^2."""
+    """KL(N(mu, sigma^2) || N(m, s^2)) = 1/2 [ (mu - m)^2 / s^2 + e^t - 1 - t ], t = log sigma^2 -
+    log s^2."""
     shift, t = _wide(mu), _wide(logvar)
     if prior_mu is not None:
         shift = shift - _wide(prior_mu)
@@ -118,7 +120,8 @@ def gaussian_kl(
 
 
 def full_gaussian_kl(mu: Tensor, scale_tril: Tensor) -> Tensor:  # [B, d], [B, d, d] -> [B, d]
-    """KL(N(mu, L L^T) || N(0, I)), split as 1/2 (|L_j|^2 + mu_j^2 - 1) - log L_jj over the rows j of L."""
+    """KL(N(mu, L L^T) || N(0, I)), split as 1/2 (|L_j|^2 + mu_j^2 - 1) - log L_jj over the rows j
+    of L."""
     mu, tril = _wide(mu), torch.tril(_wide(scale_tril))
     diagonal = torch.diagonal(tril, dim1=-2, dim2=-1)
     return 0.5 * (tril.square().sum(-1) + mu * mu - 1) - torch.log(diagonal)
@@ -172,7 +175,8 @@ def loss(
     rows = kl_rows = None
     features, statistics = 1, []
     if x_hat is not None:
-        assert x is not None and objective is not None
+        assert x is not None
+        assert objective is not None
         features = math.prod(x.shape[1:])
         q = squared_residual(x_hat.detach(), x.detach(), activation)
         if objective == "gaussian":

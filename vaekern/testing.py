@@ -1,9 +1,9 @@
 """The operator table that tests and benchmarks are generated from, and the measuring stick.
 
-An ``Operator`` is a public function (or the loss module) with its options fixed and a recipe for its
-inputs.  The same callable gives the truth (float64 inputs, reference backend), what eager PyTorch
-makes of the tested dtype (reference backend) and the kernel's answer, so a new row is covered
-by every generated test on the day it is written.
+An ``Operator`` is a public function (or the loss module) with its options fixed and a recipe for
+its inputs.  The same callable gives the truth (float64 inputs, reference backend), what eager
+PyTorch makes of the tested dtype (reference backend) and the kernel's answer, so a new row is
+covered by every generated test on the day it is written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from .ops import COVARIANCES
 
 Inputs = dict[str, Tensor]
 LATENT = 5
-#: Large enough that a misplaced eps shows, and that 1 / (r^2 + eps) does not amplify float64's last bit.
+#: Large enough that a misplaced eps shows, and that 1 / (r^2 + eps) does not amplify float64's
+#: last bit.
 EPS = 0.1
 
 
@@ -121,7 +123,7 @@ def _sample(full: bool, kl: bool, samples: int | None) -> Operator:
         return t | {"noise": torch.randn(*lead, *t["mu"].shape, dtype=torch.float64)}
 
     def run(t: Inputs) -> Tensor:
-        posterior = {k: v for k, v in t.items() if k not in ("mu", "noise")}
+        posterior: dict[str, Any] = {k: v for k, v in t.items() if k not in ("mu", "noise")}
         noise = t["noise"].detach()
         if not kl:
             return functional.reparameterize(t["mu"], noise=noise, samples=samples, **posterior)
@@ -238,7 +240,8 @@ class Result:
 
 
 def evaluate(operator: Operator, inputs: Inputs, backend: str, upstream: float = 1.7) -> Result:
-    """Value, and the gradients for an upstream gradient of ``upstream`` times fixed uneven weights."""
+    """Value, and the gradients for an upstream gradient of ``upstream`` times fixed uneven
+    weights."""
     leaves = {k: t.detach().requires_grad_() for k, t in inputs.items()}
     with backends.use(backend):
         value = operator.run(leaves)
@@ -250,7 +253,8 @@ def evaluate(operator: Operator, inputs: Inputs, backend: str, upstream: float =
 
 
 def draw(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Inputs:
-    """Inputs drawn in the tested dtype: casting the truth's inputs down would hide the kernel's error.
+    """Inputs drawn in the tested dtype: casting the truth's inputs down would hide the kernel's
+    error.
 
     A factor's diagonal and the noise stay as they are; the layout applies to every tensor but an
     expanded one, where only the data and the latents repeat."""
@@ -269,8 +273,8 @@ def worst_error(got: Tensor, truth: Tensor) -> float:
     return float((got.double() - truth).abs().max()) / (scale or 1.0)
 
 
-#: The floor in units of the arithmetic's rounding: a term is right to 2 ulp, a few of them meet in every
-#: result, and eager's own error may by luck be 0.
+#: The floor in units of the arithmetic's rounding: a term is right to 2 ulp, a few of them meet in
+#: every result, and eager's own error may by luck be 0.
 FLOOR_ULPS = 8
 
 
@@ -279,8 +283,9 @@ def exceeds(
 ) -> str | None:
     """None, or a sentence: the error must stay within 1.5 times eager's plus the floor.
 
-    In float64 the truth has the kernel's own precision and eager's error reads 0, so the floor carries
-    what both may lose over ``terms`` summands: roundings of either sign grow as their square root."""
+    In float64 the truth has the kernel's own precision and eager's error reads 0, so the floor
+    carries what both may lose over ``terms`` summands: roundings of either sign grow as their
+    square root."""
     arithmetic = torch.float64 if dtype is torch.float64 else torch.float32
     floor = FLOOR_ULPS * torch.finfo(arithmetic).eps
     if dtype is torch.float64:

@@ -21,7 +21,9 @@ class RunConfig:
     run: str | None = setting(None, "run directory (default: runs/DATA-COVARIANCE-ESTIMATE)")
     seed: int = setting(0, "seed of weights, data order and noise")
     device: Device = setting("auto", "auto takes a CUDA device where there is one")
-    threads: int | None = setting(None, "CPU threads (default: as many as torch takes)")
+    threads: int | None = setting(
+        None, "CPU threads (default: one for a small model, else torch's number)"
+    )
     checkpoint_seconds: float = setting(30.0, "seconds of training between two checkpoints")
 
 

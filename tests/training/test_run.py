@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vaekern.training import TrainConfig, TrainingRun
-from vaekern.training.run import choose_device
+from vaekern.training.run import choose_device, choose_threads
 
 Make = Callable[..., TrainConfig]
 
@@ -29,15 +29,15 @@ def test_seed_decides_the_weights(make_config: Make) -> None:
     assert not first[name].equal(other[name])
 
 
-def test_threads_are_torch_s_own_unless_asked_for(
+def test_a_small_model_trains_on_one_thread_unless_asked_otherwise(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     TrainingRun(make_config("a"))
-    assert asked == []
     TrainingRun(make_config("b", threads=3))
-    assert asked == [3]
+    assert asked == [1, 3]
+    assert choose_threads(None, torch.nn.Linear(1000, 1000)) is None
 
 
 def test_auto_takes_the_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

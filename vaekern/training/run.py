@@ -29,7 +29,8 @@ def choose_device(name: str) -> torch.device:
 
 
 #: Parameters of both stages below which one thread is as good: two would wait for one another at
-#: every small matrix product, which costs little on an idle machine and a factor of five on a busy one.
+#: every small matrix product, which costs little on an idle machine and a factor of five on a busy
+#: one.
 SMALL_MODEL = 1_000_000
 
 

@@ -83,10 +83,8 @@ class Reconstruction {
     chunks_ = std::max<int64_t>(1, ceil_div(F_, CHUNK));
     has_grad_ = bool(a.grad_x_hat) || bool(a.grad_x);
     // A row of gradients that is written past the caches costs no read of the old line.
-    stream_ = a.grad_x_hat.dtype == dtype_of<C> && grad_x_hat_.dense && sizeof(C) == 4 &&
-              elements() >= STREAM_ELEMENTS && Act::trivial &&
-              reinterpret_cast<uintptr_t>(grad_x_hat_.base) % VAEKERN_VECTOR_BYTES == 0 &&
-              (F_ * sizeof(C)) % VAEKERN_VECTOR_BYTES == 0;
+    stream_ = sizeof(C) == 4 && elements() >= STREAM_ELEMENTS && Act::trivial &&
+              aligned_rows(grad_x_hat_);
   }
 
   Rows<C> run() {
@@ -122,6 +120,13 @@ class Reconstruction {
   static constexpr int ROW_GROUP = 4;
 
   int64_t elements() const { return L_ * B_ * F_; }
+
+  // Dense C's, every row of which starts on a vector's boundary (rows may be further apart than F)?
+  static bool aligned_rows(const View& v) {
+    const uintptr_t starts = reinterpret_cast<uintptr_t>(v.base) |
+                             uintptr_t(v.stride_b * v.item) | uintptr_t(v.stride_l * v.item);
+    return v.dense && v.dtype == dtype_of<C> && starts % VAEKERN_VECTOR_BYTES == 0;
+  }
 
   Spread classify() const {
     const Tensor& t = a_.x_logvar;
@@ -633,9 +638,7 @@ class Reconstruction {
     const C w = C(w_[b]);
     const int64_t f0 = k * CHUNK, end = f0 + chunk_length(k);
     // logvar's gradient goes past the caches on the same conditions as x_hat's
-    const bool stream_logvar =
-        stream_ && grad_logvar_.dense && grad_logvar_.dtype == dtype_of<C> &&
-        reinterpret_cast<uintptr_t>(grad_logvar_.base) % VAEKERN_VECTOR_BYTES == 0;
+    const bool stream_logvar = stream_ && aligned_rows(grad_logvar_);
     double squares = 0;
     for (int64_t f = f0; f < end; f += BLOCK) {
       const int64_t m = std::min(BLOCK, end - f);

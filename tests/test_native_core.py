@@ -1,0 +1,113 @@
+"""The native core under AddressSanitizer and UBSan, without Python or torch.
+
+native/check_core.cpp drives every kernel over awkward sizes, layouts and dtypes and compares with
+naive loops.  The plain suite checks the builds that every x86-64 machine of the last ten years runs;
+``--slow`` adds AVX-512 and other seeds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISAS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
+# null: a null pointer's use crashes and is reported without it, at two thirds of the compile time
+FLAGS = (
+    "-std=c++17 -O1 -g1 -fopenmp -fno-math-errno -fno-trapping-math "
+    "-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all"
+).split()
+CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # smaller code, the same checks
+
+
+def compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((name for name in names if shutil.which(name)), None)
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+
+
+class Builder:
+    """Compiles once per session; programs of several instruction sets share what they can."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        cxx = compiler()
+        if cxx is None:
+            pytest.skip("no C++ compiler: the native core is neither built nor used here")
+        self.cxx = cxx
+        source = folder / "probe.cpp"
+        source.write_text("int main() { return 0; }\n")
+        if run([cxx, *FLAGS, str(source), "-o", str(folder / "probe")]).returncode:
+            pytest.skip(f"{cxx} links no sanitizers (on Debian: install libasan and libubsan)")
+        extra = [cxx, *FLAGS, *CALLS, "-c", str(source), "-o", str(folder / "probe.o")]
+        self.flags = [*FLAGS, *(CALLS if run(extra).returncode == 0 else [])]
+        self.objects: dict[tuple[str, str], Path] = {}
+
+    def compile(self, job: tuple[Path, str, list[str]]) -> Path:
+        source, name, flags = job
+        output = self.folder / name
+        if not output.exists():
+            include = f"-I{ROOT / 'csrc'}"
+            done = run(
+                [self.cxx, *self.flags, *flags, include, "-c", str(source), "-o", str(output)]
+            )
+            assert done.returncode == 0, done.stderr
+        return output
+
+    def program(self, isa: str) -> Path:
+        """check_core with one instruction set besides what dispatch.cpp always needs."""
+        jobs = [(ROOT / "tests" / "native" / "check_core.cpp", "check_core.o", [])]
+        have = [] if isa == "baseline" else [f"-DVAEKERN_HAVE_{isa.upper()}"]
+        jobs.append((ROOT / "csrc" / "cpu" / "dispatch.cpp", f"dispatch_{isa}.o", have))
+        for name in dict.fromkeys(("baseline", isa)):
+            for kernel in ("loss", "sample", "scale"):
+                flags = [*ISAS[name], f"-DVAEKERN_ISA={name}"]
+                jobs.append((ROOT / "csrc" / "cpu" / f"{kernel}.cpp", f"{kernel}_{name}.o", flags))
+        with ThreadPoolExecutor(2) as pool:
+            objects = [str(o) for o in pool.map(self.compile, jobs)]
+        output = self.folder / f"check_core_{isa}"
+        done = run([self.cxx, *self.flags, *objects, "-o", str(output)])
+        assert done.returncode == 0, done.stderr
+        return output
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    return Builder(tmp_path_factory.mktemp("native"))
+
+
+def check(builder: Builder, isa: str, seed: int) -> None:
+    if isa != "baseline" and not X86:
+        pytest.skip(f"{isa} is an x86 instruction set, this is {platform.machine()}")
+    program = builder.program(isa)
+    # leaks: LeakSanitizer needs ptrace, which containers often forbid
+    done = run([str(program), str(seed)], VAEKERN_ISA=isa, ASAN_OPTIONS="detect_leaks=0")
+    if done.returncode == 2:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{isa} is right" in done.stdout
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_kernels_under_sanitizers(builder: Builder, isa: str) -> None:
+    check(builder, isa, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("isa", list(ISAS))
+def test_kernels_under_sanitizers_other_seeds(builder: Builder, isa: str, seed: int) -> None:
+    check(builder, isa, seed)

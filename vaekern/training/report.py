@@ -19,6 +19,7 @@ from vaekern.training.trainer import derived_seed
 
 GRID = 64
 PAIRS = 16
+POINTS = 1000  # vectors are drawn as points or histograms, over as many of the data
 
 
 @torch.no_grad()
@@ -53,16 +54,17 @@ def _draw(
     generator: torch.Generator,
 ) -> None:
     folder = directory.figures
-    if data.kind == "image":
-        originals = data.test[:PAIRS].to(generator.device)
-        reconstructions = model.reconstruct(originals, generator=generator)
-        figures.reconstruction_grid(
-            originals.cpu(), reconstructions.cpu(), folder / "reconstructions.png"
-        )
-        titles = {1: "Samples from the prior", 2: "Samples from the second stage"}
-        for stage in (1, 2) if two_stages else (1,):
-            samples = model.sample(GRID, stage=stage, generator=generator)
-            figures.sample_grid(samples.cpu(), folder / f"samples_stage{stage}.png", titles[stage])
+    originals = data.test[: PAIRS if data.kind == "image" else POINTS].to(generator.device)
+    reconstructions = model.reconstruct(originals, generator=generator)
+    figures.reconstruction_grid(
+        originals.cpu(), reconstructions.cpu(), folder / "reconstructions.png"
+    )
+    titles = {1: "Samples from the prior", 2: "Samples from the second stage"}
+    behind = None if data.kind == "image" else data.train[:POINTS]
+    for stage in (1, 2) if two_stages else (1,):
+        samples = model.sample(GRID if behind is None else POINTS, stage=stage, generator=generator)
+        path = folder / f"samples_stage{stage}.png"
+        figures.sample_grid(samples.cpu(), path, titles[stage], data=behind)
     records = [json.loads(line) for line in directory.log.read_text().splitlines()]
     figures.training_curves(records, folder / "training.png")
     spectrum = diagnostics.encoder_variance_spectrum(logvar)

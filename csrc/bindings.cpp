@@ -27,9 +27,7 @@ Tensor read(py::handle object) {
                                 " axes are not supported, got " + std::to_string(d.ndim) +
                                 "; flatten the features");
   if (d.dtype.code == dlpack::FLOAT)
-    t.dtype = d.dtype.bits == 64   ? DType::f64
-              : d.dtype.bits == 32 ? DType::f32
-                                   : DType::f16;
+    t.dtype = d.dtype.bits == 64 ? DType::f64 : d.dtype.bits == 32 ? DType::f32 : DType::f16;
   else if (d.dtype.code == dlpack::BFLOAT)
     t.dtype = DType::bf16;
   else
@@ -64,8 +62,9 @@ void loss(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
           py::handle upstream, py::handle value, py::handle statistics, py::handle grad_x_hat,
           py::handle grad_x, py::handle grad_x_logvar, py::handle grad_mu, py::handle grad_logvar,
           py::handle grad_scale_tril, py::handle grad_prior_mu, py::handle grad_prior_logvar,
-          py::handle last, py::handle running, double momentum, int objective, int activation, int reduction, double beta_number, double eps,
-          double logvar_min, double logvar_max, double x_logvar_min, int threads) {
+          py::handle last, py::handle running, double momentum, int objective, int activation,
+          int reduction, double beta_number, double eps, double logvar_min, double logvar_max,
+          double x_logvar_min, int threads) {
   LossArgs a;
   a.x_hat = read(x_hat);
   a.x = read(x);
@@ -163,8 +162,8 @@ bool known_layout(const Tensor& v, const Tensor& x) {
   return features || (v.shape[0] == x.shape[0] && v.numel() == x.shape[0]);
 }
 
-// The whole validation of a loss's tensors, for the case that nothing is wrong: 1 = some input is half
-// precision, 2 = some is float64; -1 = anything out of the ordinary, which Python explains.
+// The whole validation of a loss's tensors, for the case that nothing is wrong: 1 = some input is
+// half precision, 2 = some is float64; -1 = anything out of the ordinary, which Python explains.
 int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py::handle logvar,
           py::handle scale_tril) {
   py::handle given[] = {x_hat, x, mu, x_logvar, logvar, scale_tril};
@@ -183,8 +182,8 @@ int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
       return -1;
     }
     const bool wide = d.dtype.code == dlpack::FLOAT && d.dtype.bits >= 32;
-    const bool narrow = d.dtype.bits == 16 &&
-                        (d.dtype.code == dlpack::FLOAT || d.dtype.code == dlpack::BFLOAT);
+    const bool narrow =
+        d.dtype.bits == 16 && (d.dtype.code == dlpack::FLOAT || d.dtype.code == dlpack::BFLOAT);
     if ((!wide && !narrow) || d.device.type != dlpack::CPU || d.ndim < 1 || d.ndim > MAX_DIMS)
       if (k < 3 || d.ndim != 0) return -1;
     flags |= narrow ? 1 : d.dtype.bits == 64 ? 2 : 0;

@@ -1,5 +1,5 @@
-// The core's interface: plain structs on raw pointers, filled by bindings.cpp and by the native tests.
-// It knows nothing of Python or torch.
+// The core's interface: plain structs on raw pointers, filled by bindings.cpp and by the native
+// tests. It knows nothing of Python or torch.
 #pragma once
 
 #include <cstdint>
@@ -64,12 +64,12 @@ struct LossArgs {
 
 // z = mu + sigma noise and, where asked for, the KL to N(0, I) per sample.
 struct SampleArgs {
-  Tensor mu;          // [B, ...]
-  Tensor logvar;      // mu's shape, or
-  Tensor scale_tril;  // [B, d, d]
-  Tensor noise;       // [B, ...] or [L, B, ...]
-  Tensor z, kl;       // forward
-  Tensor grad_z, grad_kl;                      // backward; either may be absent
+  Tensor mu;                                     // [B, ...]
+  Tensor logvar;                                 // mu's shape, or
+  Tensor scale_tril;                             // [B, d, d]
+  Tensor noise;                                  // [B, ...] or [L, B, ...]
+  Tensor z, kl;                                  // forward
+  Tensor grad_z, grad_kl;                        // backward; either may be absent
   Tensor grad_mu, grad_logvar, grad_scale_tril;  // backward; each absent when not asked for
   int threads = 1;
 };

@@ -1,5 +1,6 @@
-// The part of DLPack 1.x's C ABI that reading a tensor from a Python object needs; layouts as in the
-// DLPack specification (dmlc/dlpack, include/dlpack/dlpack.h), which fixes them for major version 1.
+// The part of DLPack 1.x's C ABI that reading a tensor from a Python object needs; layouts as in
+// the DLPack specification (dmlc/dlpack, include/dlpack/dlpack.h), which fixes them for major
+// version 1.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,8 @@ struct ExchangeApi {
   void* managed_tensor_allocator;
   void* managed_tensor_from_py_object;
   void* managed_tensor_to_py_object;
-  int (*tensor_from_py_object)(void* object, Tensor* out);  // borrowed; valid while the object lives
+  int (*tensor_from_py_object)(void* object,
+                               Tensor* out);  // borrowed; valid while the object lives
   void* current_work_stream;
 };
 

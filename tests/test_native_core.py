@@ -1,7 +1,7 @@
 """The native core under AddressSanitizer and UBSan, without Python or torch.
 
 native/check_core.cpp drives every kernel over awkward sizes, layouts and dtypes and compares with
-naive loops.  The plain suite checks the builds that every x86-64 machine of the last ten years runs;
+naive loops.  The plain suite checks the builds that nearly every x86-64 machine can run;
 ``--slow`` adds AVX-512 and other seeds.
 """
 
@@ -22,10 +22,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 ISAS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
 # null: a null pointer's use crashes and is reported without it, at two thirds of the compile time
-FLAGS = (
-    "-std=c++17 -O1 -g1 -fopenmp -fno-math-errno -fno-trapping-math "
-    "-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all"
-).split()
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=null", "-fno-sanitize-recover=all"]
 CALLS = ["--param", "asan-instrumentation-with-call-threshold=0"]  # smaller code, the same checks
 
 
@@ -50,36 +48,35 @@ class Builder:
         self.cxx = cxx
         source = folder / "probe.cpp"
         source.write_text("int main() { return 0; }\n")
-        if run([cxx, *FLAGS, str(source), "-o", str(folder / "probe")]).returncode:
+        if run([cxx, *FLAGS, *SANITIZE, str(source), "-o", str(folder / "probe")]).returncode:
             pytest.skip(f"{cxx} links no sanitizers (on Debian: install libasan and libubsan)")
-        extra = [cxx, *FLAGS, *CALLS, "-c", str(source), "-o", str(folder / "probe.o")]
-        self.flags = [*FLAGS, *(CALLS if run(extra).returncode == 0 else [])]
-        self.objects: dict[tuple[str, str], Path] = {}
+        extra = [cxx, *SANITIZE, *CALLS, "-c", str(source), "-o", str(folder / "probe.o")]
+        self.sanitize = [*SANITIZE, *(CALLS if run(extra).returncode == 0 else [])]
 
     def compile(self, job: tuple[Path, str, list[str]]) -> Path:
         source, name, flags = job
         output = self.folder / name
         if not output.exists():
             include = f"-I{ROOT / 'csrc'}"
-            done = run(
-                [self.cxx, *self.flags, *flags, include, "-c", str(source), "-o", str(output)]
-            )
+            command = [self.cxx, *FLAGS, *flags, include, "-c", str(source), "-o", str(output)]
+            done = run(command)
             assert done.returncode == 0, done.stderr
         return output
 
     def program(self, isa: str) -> Path:
         """check_core with one instruction set besides what dispatch.cpp always needs."""
+        # the checker itself is plain: its buffers carry the sanitizer's red zones all the same
         jobs = [(ROOT / "tests" / "native" / "check_core.cpp", "check_core.o", [])]
         have = [] if isa == "baseline" else [f"-DVAEKERN_HAVE_{isa.upper()}"]
         jobs.append((ROOT / "csrc" / "cpu" / "dispatch.cpp", f"dispatch_{isa}.o", have))
         for name in dict.fromkeys(("baseline", isa)):
             for kernel in ("loss", "sample", "scale"):
-                flags = [*ISAS[name], f"-DVAEKERN_ISA={name}"]
+                flags = [*self.sanitize, *ISAS[name], f"-DVAEKERN_ISA={name}"]
                 jobs.append((ROOT / "csrc" / "cpu" / f"{kernel}.cpp", f"{kernel}_{name}.o", flags))
         with ThreadPoolExecutor(2) as pool:
             objects = [str(o) for o in pool.map(self.compile, jobs)]
         output = self.folder / f"check_core_{isa}"
-        done = run([self.cxx, *self.flags, *objects, "-o", str(output)])
+        done = run([self.cxx, *FLAGS, *SANITIZE, *objects, "-o", str(output)])
         assert done.returncode == 0, done.stderr
         return output
 

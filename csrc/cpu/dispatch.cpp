@@ -9,7 +9,7 @@ namespace vaekern {
 namespace {
 
 #define VAEKERN_KERNELS(ISA) \
-  Kernels{#ISA, ISA::loss, ISA::sample, ISA::sample_backward, ISA::scale}
+  Kernels { #ISA, ISA::loss, ISA::sample, ISA::sample_backward, ISA::scale }
 
 Kernels choose() {
   const char* wanted = std::getenv("VAEKERN_ISA");

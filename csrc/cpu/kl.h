@@ -16,7 +16,8 @@ struct KlResult {
   std::vector<double> rows, dims;
 };
 
-// `w`: d objective / d KL_b, beta included; for dims the per-dimension upstream is in `dim_weights`.
+// `w`: d objective / d KL_b, beta included; for dims the per-dimension upstream is in
+// `dim_weights`.
 template <class C>
 class DiagonalKl {
  public:
@@ -62,7 +63,8 @@ class DiagonalKl {
     const C* in[INPUTS];
     C* grad[INPUTS];
     for (int k = 0; k < INPUTS; ++k) {
-      in[k] = view_[k].present ? plan_.template read<C>(view_[k], 0, b, f0, n, scratch[k]) : nullptr;
+      in[k] =
+          view_[k].present ? plan_.template read<C>(view_[k], 0, b, f0, n, scratch[k]) : nullptr;
       grad[k] = view_[INPUTS + k].present
                     ? plan_.template target<C>(view_[INPUTS + k], 0, b, f0, grad_scratch[k])
                     : nullptr;
@@ -94,8 +96,8 @@ class DiagonalKl {
       Vec<C> weight = dw ? at.load(dw + i) : splat(w);
       if (grad[MU]) at.store(grad[MU] + i, weight * precise);
       if (grad[LOGVAR])
-        at.store(grad[LOGVAR] + i, select<C>((raw < lo) | (raw > hi), splat(C(0)),
-                                             weight * C(0.5) * e.minus_one));
+        at.store(grad[LOGVAR] + i,
+                 select<C>((raw < lo) | (raw > hi), splat(C(0)), weight * C(0.5) * e.minus_one));
       if (grad[PRIOR_MU]) at.store(grad[PRIOR_MU] + i, -weight * precise);
       if (grad[PRIOR_LOGVAR])
         at.store(grad[PRIOR_LOGVAR] + i, -weight * C(0.5) * (shift * precise + e.minus_one));
@@ -130,7 +132,8 @@ struct Element {
 
 // sum_j [ 1/2 (|L_j|^2 + mu_j^2 - 1) - log L_jj ] over the rows j of L
 template <class C>
-inline KlResult full_kl(const LossArgs& a, const Weights& w, const std::vector<double>& dim_weights) {
+inline KlResult full_kl(const LossArgs& a, const Weights& w,
+                        const std::vector<double>& dim_weights) {
   const int64_t B = a.mu.shape[0], d = a.mu.shape[1];
   const bool dims = a.reduction == Reduction::dims;
   KlResult out;

@@ -62,8 +62,7 @@ class Plan {
     int order[MAX_DIMS], n = 0;
     for (int k = 0; k < count_; ++k)
       if (shape_[k] != 1) order[n++] = k;
-    std::stable_sort(order, order + n,
-                     [&](int a, int b) { return raw_[0][a] > raw_[0][b]; });
+    std::stable_sort(order, order + n, [&](int a, int b) { return raw_[0][a] > raw_[0][b]; });
     for (int k = 0; k < n; ++k) {
       bool merge = ndim > 0;
       for (int t = 0; merge && t < used_; ++t)

@@ -140,7 +140,7 @@ void run(const LossArgs& a) {
 }  // namespace
 
 void loss(const LossArgs& a) {
-  const Tensor* all[] = {&a.x_hat, &a.x,          &a.x_logvar, &a.mu,
+  const Tensor* all[] = {&a.x_hat,  &a.x,          &a.x_logvar, &a.mu,
                          &a.logvar, &a.scale_tril, &a.prior_mu, &a.prior_logvar};
   for (const Tensor* t : all)
     if (*t && t->dtype == DType::f64) return run<double>(a);

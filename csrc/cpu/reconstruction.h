@@ -1,9 +1,10 @@
 // The reconstruction term, value and gradients, for every objective.
 //
-// An objective differs in the group over which it takes its statistic (terms.h), and that decides the
-// order of the work: `Rows` (one factor per sample, or one for all: known scalar or per-sample variance,
-// iso-d, iso-i), `Columns` (one per feature: known per dimension, diag-i) and `Elements` (known per
-// element, diag-d). Every gradient is d NLL / d x_hat = w_b a r act'(x_hat) / L with the factor a.
+// An objective differs in the group over which it takes its statistic (terms.h), and that decides
+// the order of the work: `Rows` (one factor per sample, or one for all: known scalar or per-sample
+// variance, iso-d, iso-i), `Columns` (one per feature: known per dimension, diag-i) and `Elements`
+// (known per element, diag-d). Every gradient is d NLL / d x_hat = w_b a r act'(x_hat) / L with the
+// factor a.
 #pragma once
 
 #include <vector>
@@ -17,7 +18,8 @@ namespace vaekern {
 namespace VAEKERN_ISA {
 
 // What a reconstruction term leaves behind, besides gradients and diag-i's variance. The column
-// objectives spread their totals evenly over the samples unless each sample's own value is asked for.
+// objectives spread their totals evenly over the samples unless each sample's own value is asked
+// for.
 template <class C>
 struct Rows {
   std::vector<double> nll, square;  // [B]: NLL and E_L |r|^2
@@ -57,7 +59,7 @@ class Reconstruction {
       spread_ = classify();
       const int logvar_lead = spread_ == Spread::element || spread_ == Spread::sample ? 1
                               : a.x_logvar.ndim == a.x.ndim                           ? 1
-                                                                                       : 0;
+                                                                                      : 0;
       if (spread_ != Spread::scalar) {
         plan_.add(logvar_, a.x_logvar, logvar_lead);
         plan_.add(grad_logvar_, a.grad_x_logvar, logvar_lead);
@@ -110,11 +112,11 @@ class Reconstruction {
   }
 
  private:
-  static constexpr int64_t CHUNK = 8 * BLOCK;             // elements per task of a row
-  static constexpr int64_t STREAM_ELEMENTS = 1 << 18;     // 2 MB of float32: the L2 of a core
-  static constexpr int64_t TILE_BYTES = 1 << 20;      // a column tile of x and x_hat in L2
-  // Rows a tile may have: pieces of rows that lie a multiple of a page apart share few cache sets, so
-  // that 2 MB of L2 hold no more than 256 of them, however short
+  static constexpr int64_t CHUNK = 8 * BLOCK;          // elements per task of a row
+  static constexpr int64_t STREAM_ELEMENTS = 1 << 18;  // 2 MB of float32: the L2 of a core
+  static constexpr int64_t TILE_BYTES = 1 << 20;       // a column tile of x and x_hat in L2
+  // Rows a tile may have: pieces of rows that lie a multiple of a page apart share few cache sets,
+  // so that 2 MB of L2 hold no more than 256 of them, however short
   static constexpr int64_t TILE_ROWS = 192;
   static constexpr int64_t ROWS_PER_CHUNK = 256;  // samples per task where the columns are too long
   static constexpr int ROW_GROUP = 4;
@@ -123,8 +125,8 @@ class Reconstruction {
 
   // Dense C's, every row of which starts on a vector's boundary (rows may be further apart than F)?
   static bool aligned_rows(const View& v) {
-    const uintptr_t starts = reinterpret_cast<uintptr_t>(v.base) |
-                             uintptr_t(v.stride_b * v.item) | uintptr_t(v.stride_l * v.item);
+    const uintptr_t starts = reinterpret_cast<uintptr_t>(v.base) | uintptr_t(v.stride_b * v.item) |
+                             uintptr_t(v.stride_l * v.item);
     return v.dense && v.dtype == dtype_of<C> && starts % VAEKERN_VECTOR_BYTES == 0;
   }
 
@@ -171,7 +173,8 @@ class Reconstruction {
   static VAEKERN_INLINE void stream_or_store(Whole<C>, C* p, Vec<C> v) { stream(p, v); }
   static VAEKERN_INLINE void stream_or_store(Part<C> at, C* p, Vec<C> v) { at.store(p, v); }
   template <class Access>
-  VAEKERN_INLINE void put(Access at, C* p, Vec<C> v) const {  // a predicted branch costs nothing here
+  VAEKERN_INLINE void put(Access at, C* p,
+                          Vec<C> v) const {  // a predicted branch costs nothing here
     if (stream_)
       stream_or_store(at, p, v);
     else
@@ -228,9 +231,8 @@ class Reconstruction {
   template <class PerChunk>
   void for_chunks(PerChunk per_chunk) {  // partial_[b, k] = per_chunk(b, k)
     partial_.assign(B_ * chunks_, 0);
-    parallel_for(B_ * chunks_, elements(), a_.threads, [&](int64_t t) {
-      partial_[t] = per_chunk(t / chunks_, t % chunks_);
-    });
+    parallel_for(B_ * chunks_, elements(), a_.threads,
+                 [&](int64_t t) { partial_[t] = per_chunk(t / chunks_, t % chunks_); });
   }
 
   double row_sum(int64_t b) const {  // E_L |r_b|^2, in the chunks' order
@@ -252,8 +254,7 @@ class Reconstruction {
       }
       raw[b] = lv;
       logvar[b] = lv < a_.x_logvar_min ? a_.x_logvar_min : lv;
-      precision[b] =
-          b && spread_ == Spread::scalar ? precision[0] : std::exp(-logvar[b]);
+      precision[b] = b && spread_ == Spread::scalar ? precision[0] : std::exp(-logvar[b]);
     }
     for_chunks([&](int64_t b, int64_t k) {
       if (!has_grad_) return square_piece(b, k * CHUNK, chunk_length(k));
@@ -282,7 +283,8 @@ class Reconstruction {
       out_.nll[b] = IsoD::row_value(s, double(F_), a_.eps);
       return w_[b] * IsoD::factor(s, double(F_), a_.eps) / double(L_);
     };
-    if (!has_grad_ || (B_ < a_.threads && a_.threads > 1)) {  // few samples: share each one's chunks
+    if (!has_grad_ ||
+        (B_ < a_.threads && a_.threads > 1)) {  // few samples: share each one's chunks
       for_chunks([&](int64_t b, int64_t k) { return square_piece(b, k * CHUNK, chunk_length(k)); });
       std::vector<double> factor(B_);
       for (int64_t b = 0; b < B_; ++b) factor[b] = finish(b);
@@ -290,12 +292,14 @@ class Reconstruction {
       return;
     }
     partial_.assign(B_ * chunks_, 0);
-    parallel_for(B_, elements(), a_.threads, [&](int64_t b) {  // the row is in cache the second time
-      for (int64_t k = 0; k < chunks_; ++k)
-        partial_[b * chunks_ + k] = square_piece(b, k * CHUNK, chunk_length(k));
-      const double factor = finish(b);
-      for (int64_t k = 0; k < chunks_; ++k) scale_piece(b, k * CHUNK, chunk_length(k), factor);
-    });
+    parallel_for(B_, elements(), a_.threads,
+                 [&](int64_t b) {  // the row is in cache the second time
+                   for (int64_t k = 0; k < chunks_; ++k)
+                     partial_[b * chunks_ + k] = square_piece(b, k * CHUNK, chunk_length(k));
+                   const double factor = finish(b);
+                   for (int64_t k = 0; k < chunks_; ++k)
+                     scale_piece(b, k * CHUNK, chunk_length(k), factor);
+                 });
   }
 
   void rows_iso_i() {
@@ -338,8 +342,8 @@ class Reconstruction {
     const bool fits = rows <= TILE_ROWS;
     int64_t width = BLOCK;
     if (fits && !known)
-      width = std::clamp<int64_t>(TILE_BYTES / (2 * sizeof(C) * std::max<int64_t>(rows, 1)) / 64 * 64,
-                                  64, BLOCK);
+      width = std::clamp<int64_t>(
+          TILE_BYTES / (2 * sizeof(C) * std::max<int64_t>(rows, 1)) / 64 * 64, 64, BLOCK);
     if (elements() >= PARALLEL_ELEMENTS)  // enough tiles to share
       width = std::min(width, std::max<int64_t>(256, ceil_div(F_, 8 * 64) * 64));
     const int64_t tiles = ceil_div(F_, width);
@@ -385,8 +389,8 @@ class Reconstruction {
           if (weighted) weighted_sums[i] += weighted_sums[c * F_ + i];
         }
       if (known)
-        finish_known(f0, n, factor.data(), sums.data(),
-                     weighted ? weighted_sums.data() : nullptr, value[t]);
+        finish_known(f0, n, factor.data(), sums.data(), weighted ? weighted_sums.data() : nullptr,
+                     value[t]);
       else
         finish_diag_i(f0, n, factor.data(), shared.data(), sums.data(),
                       weighted ? weighted_sums.data() : nullptr, value[t]);
@@ -404,8 +408,8 @@ class Reconstruction {
           nll = &row_nll[t * B_ + b];
           square = &row_square[t * B_ + b];
         }
-        write_columns(b, f0, n, factor.data() + f0,
-                      shared.empty() ? nullptr : shared.data() + f0, q, wq, nll, square);
+        write_columns(b, f0, n, factor.data() + f0, shared.empty() ? nullptr : shared.data() + f0,
+                      q, wq, nll, square);
       }
     };
 
@@ -431,9 +435,8 @@ class Reconstruction {
       parallel_for(tiles, all, a_.threads, finish);
       const int64_t last = tiles * row_chunks - 1;  // backwards, as write_rows
       if (second)
-        parallel_for(tiles * row_chunks, all, a_.threads, [&](int64_t i) {
-          write((last - i) / tiles, (last - i) % tiles, false);
-        });
+        parallel_for(tiles * row_chunks, all, a_.threads,
+                     [&](int64_t i) { write((last - i) / tiles, (last - i) % tiles, false); });
     }
 
     // total over the batch; where rows are asked for, each one's own
@@ -441,9 +444,8 @@ class Reconstruction {
     for (double v : value) total += v;
     for (int64_t i = 0; i < F_; i += BLOCK) {
       Sums<C> part;
-      sweep<C>(std::min(BLOCK, F_ - i), [&](auto at, int64_t j, int k) {
-        part.add(k, at.load(sums.data() + i + j));
-      });
+      sweep<C>(std::min(BLOCK, F_ - i),
+               [&](auto at, int64_t j, int k) { part.add(k, at.load(sums.data() + i + j)); });
       square += part.total();
     }
     for (int64_t b = 0; b < B_; ++b) {
@@ -472,9 +474,8 @@ class Reconstruction {
     C scratch[BLOCK], grad_scratch[BLOCK];
     const C* lv = plan_.template read<C>(logvar_, 0, 0, f0, n, scratch);
     const C bound = C(a_.x_logvar_min);
-    C* grad = grad_logvar_.present
-                  ? plan_.template target<C>(grad_logvar_, 0, 0, f0, grad_scratch)
-                  : nullptr;
+    C* grad = grad_logvar_.present ? plan_.template target<C>(grad_logvar_, 0, 0, f0, grad_scratch)
+                                   : nullptr;
     const C weight = C(w_.sum(B_)), uniform = C(w_.uniform), samples = C(double(B_));
     Sums<C> total;
     sweep<C>(n, [&](auto at, int64_t i, int k) {
@@ -541,8 +542,8 @@ class Reconstruction {
   }
 
   // gradients of sample b with the factors (w_b a_i + k_i) / L; sums on the way where asked for
-  void write_columns(int64_t b, int64_t f0, int64_t n, const C* factor, const C* shared, C* q, C* wq,
-                     double* nll, double* square) const {
+  void write_columns(int64_t b, int64_t f0, int64_t n, const C* factor, const C* shared, C* q,
+                     C* wq, double* nll, double* square) const {
     C sa[BLOCK], sx[BLOCK], sg[BLOCK], sgx[BLOCK];
     const C* x = plan_.template read<C>(x_, 0, b, f0, n, sx);
     C* gx = grad_x_.present ? plan_.template target<C>(grad_x_, 0, b, f0, sgx) : nullptr;
@@ -602,7 +603,8 @@ class Reconstruction {
       for_blocks(b, k, [&](int64_t f, int64_t m, const C* q, C* factor) {
         C sl[BLOCK], sgl[BLOCK];
         const C* lv = plan_.template read<C>(logvar_, 0, b, f, m, sl);
-        C* glv = grad_logvar_.present ? plan_.template target<C>(grad_logvar_, 0, b, f, sgl) : nullptr;
+        C* glv =
+            grad_logvar_.present ? plan_.template target<C>(grad_logvar_, 0, b, f, sgl) : nullptr;
         Sums<C> nll, square;
         sweep<C>(m, [&](auto at, int64_t i, int j) {
           Vec<C> raw = at.load(lv + i);
@@ -613,9 +615,7 @@ class Reconstruction {
           nll.add(j, at.keep(scaled + l));
           square.add(j, at.keep(qi));
           at.store(factor + i, e);
-          if (glv)
-            at.store(glv + i,
-                     select<C>(below, splat(C(0)), (C(1) - scaled) * (C(0.5) * w)));
+          if (glv) at.store(glv + i, select<C>(below, splat(C(0)), (C(1) - scaled) * (C(0.5) * w)));
         });
         total += nll.total();
         squares += square.total();

@@ -171,7 +171,8 @@ void full_backward(const SampleArgs& a) {
         row[k] = C(s);
       }
       for (int64_t k = j + 1; k < d; ++k) row[k] = C(0);
-      Element<C>{grad}.write(b * grad.stride[0] + j * grad.stride[1], grad.stride[2], d, row.data());
+      Element<C>{grad}.write(b * grad.stride[0] + j * grad.stride[1], grad.stride[2], d,
+                             row.data());
     }
     if (!a.grad_mu) return;
     for (int64_t j = 0; j < d; ++j) {

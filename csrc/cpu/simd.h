@@ -170,10 +170,20 @@ VAEKERN_INLINE Vec<C> split_exponent(Vec<C> t, Vec<C>& k) {
 template <class C>
 VAEKERN_INLINE Vec<C> excess_series(Vec<C> f) {
   constexpr int terms = sizeof(C) == 4 ? 7 : 14;
-  constexpr double inverse_factorial[] = {
-      1.0 / 2,           1.0 / 6,           1.0 / 24,           1.0 / 120,        1.0 / 720,
-      1.0 / 5040,        1.0 / 40320,       1.0 / 362880,       1.0 / 3628800,    1.0 / 39916800,
-      1.0 / 479001600.0, 1.0 / 6227020800.0, 1.0 / 87178291200.0, 1.0 / 1307674368000.0};
+  constexpr double inverse_factorial[] = {1.0 / 2,
+                                          1.0 / 6,
+                                          1.0 / 24,
+                                          1.0 / 120,
+                                          1.0 / 720,
+                                          1.0 / 5040,
+                                          1.0 / 40320,
+                                          1.0 / 362880,
+                                          1.0 / 3628800,
+                                          1.0 / 39916800,
+                                          1.0 / 479001600.0,
+                                          1.0 / 6227020800.0,
+                                          1.0 / 87178291200.0,
+                                          1.0 / 1307674368000.0};
   Vec<C> s = splat(C(inverse_factorial[terms - 1]));
 #pragma GCC unroll 16
   for (int n = terms - 2; n >= 0; --n) s = s * f + C(inverse_factorial[n]);
@@ -211,9 +221,9 @@ struct Exp {
 
 template <class C>
 VAEKERN_INLINE Exp<C> exp_all(Vec<C> t) {
-  constexpr C top = sizeof(C) == 4 ? C(89) : C(710);  // e^top is infinite
+  constexpr C top = sizeof(C) == 4 ? C(89) : C(710);        // e^top is infinite
   constexpr C bottom = sizeof(C) == 4 ? C(-104) : C(-746);  // e^bottom is 0
-  Vec<C> capped = select<C>(t > top, splat(top), t);  // a comparison with NaN is false
+  Vec<C> capped = select<C>(t > top, splat(top), t);        // a comparison with NaN is false
   Vec<C> k;
   Vec<C> f = split_exponent<C>(select<C>(capped < bottom, splat(bottom), capped), k);
   Vec<C> f2q = f * f * excess_series<C>(f);
@@ -282,8 +292,8 @@ VAEKERN_INLINE Vec<C> exp(Vec<C> t) {
   return exp_all<C>(t).exp;
 }
 
-// sum of log(q) over many positive q: mantissas are multiplied, exponents added, and one logarithm is
-// taken per lane in the end. Exact to the rounding of the products, and free beside the memory.
+// sum of log(q) over many positive q: mantissas are multiplied, exponents added, and one logarithm
+// is taken per lane in the end. Exact to the rounding of the products, and free beside the memory.
 template <class C>
 class LogProduct {
  public:
@@ -324,7 +334,8 @@ class LogProduct {
       sum_exponent_ += e;
     }
     const int lanes_of_count = count_ * LANES<C>;
-    log_ += double(sum_exponent_ - int64_t(lanes_of_count) * Float<C>::bias) * 0.69314718055994530942;
+    log_ +=
+        double(sum_exponent_ - int64_t(lanes_of_count) * Float<C>::bias) * 0.69314718055994530942;
     sum_exponent_ = 0;
     product_ = splat(C(1));
     exponents_ = Bits<C>{};

@@ -7,12 +7,12 @@
 #define VAEKERN_ISA baseline
 #endif
 
-#define VAEKERN_DECLARE(ISA)                                                             \
-  namespace ISA {                                                                        \
-  void loss(const LossArgs&);                                                            \
-  void sample(const SampleArgs&);                                                        \
-  void sample_backward(const SampleArgs&);                                               \
-  void scale(const Tensor* grads, int count, const Tensor& factor, int threads);         \
+#define VAEKERN_DECLARE(ISA)                                                     \
+  namespace ISA {                                                                \
+  void loss(const LossArgs&);                                                    \
+  void sample(const SampleArgs&);                                                \
+  void sample_backward(const SampleArgs&);                                       \
+  void scale(const Tensor* grads, int count, const Tensor& factor, int threads); \
   }
 
 namespace vaekern {

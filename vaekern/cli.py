@@ -133,7 +133,7 @@ def _interrupted(path: Path) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from vaekern.training.errors import RunError
+    from vaekern.storage.errors import RunError
     from vaekern.training.sampling import save_samples
 
     try:

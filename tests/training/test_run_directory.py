@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaekern.storage import files as files_module
+from vaekern.storage.files import write_atomically
+from vaekern.storage.tensors import load_tensors, save_tensors
 from vaekern.training import RunDirectory, RunError, TrainConfig, TrainingRun, load_model
-from vaekern.training import files as files_module
-from vaekern.training.files import write_atomically
-from vaekern.training.tensors import load_tensors, save_tensors
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]

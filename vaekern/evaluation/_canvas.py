@@ -73,7 +73,7 @@ def save(figure: Figure, path: str | Path) -> None:
     Raises:
         RunError: the disk is full or the file cannot be written.
     """
-    from vaekern.training.files import write_atomically  # training itself imports this package
+    from vaekern.storage.files import write_atomically
 
     content = io.BytesIO()
     # The figure's own size in pixels: no trimming, so that pixels of tiles stay whole.

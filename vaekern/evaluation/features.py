@@ -108,7 +108,7 @@ class FeatureClassifier(nn.Module):
         Raises:
             RunError: the disk is full or the file cannot be written.
         """
-        from vaekern.training.tensors import save_tensors  # training itself imports this package
+        from vaekern.storage.tensors import save_tensors
 
         header = {
             "sample_shape": list(self.sample_shape),
@@ -125,8 +125,8 @@ class FeatureClassifier(nn.Module):
         Raises:
             RunError: no such file, a damaged one, or one from somewhere else.
         """
-        from vaekern.training.errors import RunError
-        from vaekern.training.tensors import load_state, load_tensors
+        from vaekern.storage.errors import RunError
+        from vaekern.storage.tensors import load_state, load_tensors
 
         state, header = load_tensors(Path(path), FILE_KIND)
         try:

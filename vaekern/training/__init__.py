@@ -1,12 +1,12 @@
 """Training a two-stage VAE: a plain loop, a run directory, a report."""
 
+from vaekern.storage.errors import RunError
 from vaekern.training.config import (
     DataConfig,
     RunConfig,
     StageConfig,
     TrainConfig,
 )
-from vaekern.training.errors import RunError
 from vaekern.training.run import TrainingRun
 from vaekern.training.run_directory import RunDirectory, load_model
 from vaekern.training.trainer import Trainer

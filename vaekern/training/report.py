@@ -11,8 +11,8 @@ from vaekern import diagnostics
 from vaekern.data import Dataset
 from vaekern.evaluation import figures
 from vaekern.models import TwoStageVAE
+from vaekern.storage.files import write_atomically
 from vaekern.training.config import TrainConfig
-from vaekern.training.files import write_atomically
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.scores import compute_scores
 from vaekern.training.trainer import derived_seed

@@ -9,8 +9,8 @@ import torch
 import vaekern
 from vaekern import data
 from vaekern.models import TwoStageVAE
+from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
-from vaekern.training.errors import RunError
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.trainer import Trainer, reached
 

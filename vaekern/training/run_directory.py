@@ -8,10 +8,10 @@ from typing import Any
 
 from vaekern._optional import require
 from vaekern.models import TwoStageVAE
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import PREFIX, write_atomically
+from vaekern.storage.tensors import load_state, load_tensors
 from vaekern.training.config import TrainConfig
-from vaekern.training.errors import RunError
-from vaekern.training.files import PREFIX, write_atomically
-from vaekern.training.tensors import load_state, load_tensors
 
 FORMAT = "vaekern run"
 VERSION = 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaekern.training.errors import RunError
-from vaekern.training.files import write_atomically
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import write_atomically
 from vaekern.training.run_directory import RunDirectory, load_model
 from vaekern.training.trainer import reached
 

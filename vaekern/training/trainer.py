@@ -14,19 +14,19 @@ from torch import Tensor
 
 from vaekern._optional import require
 from vaekern.models import VAE, Posterior, TwoStageVAE
-from vaekern.training.config import StageConfig, TrainConfig
-from vaekern.training.errors import RunError
-from vaekern.training.files import append
-from vaekern.training.interrupt import StopRequest
-from vaekern.training.metrics import Log, Totals, sigma, to_lines
-from vaekern.training.run_directory import MODEL, RunDirectory
-from vaekern.training.tensors import (
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import append
+from vaekern.storage.tensors import (
     all_finite,
     load_state,
     load_tensors,
     read_header,
     save_tensors,
 )
+from vaekern.training.config import StageConfig, TrainConfig
+from vaekern.training.interrupt import StopRequest
+from vaekern.training.metrics import Log, Totals, sigma, to_lines
+from vaekern.training.run_directory import MODEL, RunDirectory
 
 CHECKPOINT = "vaekern checkpoint"
 

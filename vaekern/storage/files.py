@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from vaekern.training.errors import RunError
+from vaekern.storage.errors import RunError
 
 PREFIX = ".tmp-"
 

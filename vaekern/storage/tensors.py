@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vaekern._optional import require
-from vaekern.training.errors import RunError
-from vaekern.training.files import write_atomically
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import write_atomically
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Any) -> None:

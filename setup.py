@@ -72,16 +72,18 @@ class BuildCore(build_ext):
         else:
             try:
                 super().run()
-            except (CompileError, subprocess.CalledProcessError, OSError) as error:
+            except (CompileError, subprocess.CalledProcessError, OSError, ImportError) as error:
                 reason = f"the C++ core was not built: {error}"
                 sys.stderr.write(f"vaekern: {reason}; installing in pure Python\n")
-        if reason:
-            self.extensions: list[Extension] = []
-        self._note(reason, in_source)
-
-    def _note(self, reason: str, in_source: bool) -> None:
         package = ROOT / "vaekern" if in_source else Path(self.build_lib) / "vaekern"
         package.mkdir(parents=True, exist_ok=True)
+        if reason:
+            self.extensions: list[Extension] = []
+            for old in package.glob("_core.*"):  # an earlier build's core must not stand in
+                old.unlink()
+        self._note(reason, package)
+
+    def _note(self, reason: str, package: Path) -> None:
         text = f'"""Written by the build."""\n\nREASON = {" ".join(reason.split())[:500]!r}\n'
         (package / "_build_info.py").write_text(text)
 

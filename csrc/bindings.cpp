@@ -162,10 +162,28 @@ bool known_layout(const Tensor& v, const Tensor& x) {
   return features || (v.shape[0] == x.shape[0] && v.numel() == x.shape[0]);
 }
 
+// The bits of a buffer that the kernel may write: `n` numbers, contiguous, float32 or float64, on
+// the CPU; else 0.
+int tracked(py::handle buffer, int64_t n) {
+  dlpack::Tensor d;
+  if (api->tensor_from_py_object(buffer.ptr(), &d) != 0) {
+    PyErr_Clear();
+    return 0;
+  }
+  if (!d.data || d.device.type != dlpack::CPU || d.dtype.code != dlpack::FLOAT || d.dtype.bits < 32)
+    return 0;
+  int64_t step = 1;
+  for (int k = d.ndim - 1; k >= 0; --k) {
+    if (d.strides && d.shape[k] != 1 && d.strides[k] != step) return 0;
+    step *= d.shape[k];
+  }
+  return step == n ? d.dtype.bits : 0;
+}
+
 // The whole validation of a loss's tensors, for the case that nothing is wrong: 1 = some input is
 // half precision, 2 = some is float64; -1 = anything out of the ordinary, which Python explains.
 int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py::handle logvar,
-          py::handle scale_tril) {
+          py::handle scale_tril, py::handle last, py::handle running, int objective) {
   py::handle given[] = {x_hat, x, mu, x_logvar, logvar, scale_tril};
   Tensor t[6];
   int flags = 0;
@@ -201,7 +219,11 @@ int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
   if (t[5].present && (m.ndim != 2 || t[5].ndim != 3 || t[5].shape[0] != m.shape[0] ||
                        t[5].shape[1] != m.shape[1] || t[5].shape[2] != m.shape[1]))
     return -1;
-  return flags;
+  if (last.is_none()) return flags;
+  const int64_t variances =
+      Objective(objective) == Objective::diag_i ? data.numel() / data.shape[0] : 1;
+  const int bits = tracked(last, variances);
+  return bits && bits == tracked(running, variances) ? flags : -1;
 }
 
 }  // namespace

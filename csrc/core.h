@@ -48,8 +48,8 @@ struct LossArgs {
   Tensor statistics;    // forward only
   Tensor grad_x_hat, grad_x, grad_x_logvar;  // each absent when not asked for
   Tensor grad_mu, grad_logvar, grad_scale_tril, grad_prior_mu, grad_prior_logvar;
-  // Where given (forward, not for empty batches): last <- the variance; running <- it while last is
-  // 0, then its moving average. float32 or float64, contiguous.
+  // Where given (forward, not for empty batches): last <- the variance; running <- it while it is
+  // 0, then its moving average. Both float32 or both float64, contiguous.
   Tensor last, running;
   double momentum = 0;
   Objective objective = Objective::none;

@@ -33,6 +33,7 @@ struct IsoI {
   }
   // per-sample value; its batch mean is the objective. s = sum_i q_bi
   static VAEKERN_HD double row_value(double v, double s, double D) {
+    if (!(v - v == 0)) return v;  // infinite or NaN
     return 0.5 * (D * (std::log(v) + 1 + LOG_2PI) + (s - D * v) / v);
   }
 };

@@ -107,7 +107,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: F.mle_nll(X, X, reduction="avg"), ValueError, "reduction must be one of"),
     (lambda: F.mle_nll(X, X, activation="relu"), ValueError, "activation must be one of"),
     (lambda: F.mle_nll(X, X, eps=0.0), ValueError, "eps must be above 1e-30"),
-    (lambda: F.mle_nll(X, X, eps="1"), TypeError, "eps must be a positive number, got '1'"),
+    (lambda: F.mle_nll(X, X, eps="1"), TypeError, "eps must be a number, got '1'"),
     (lambda: F.gaussian_nll(X, X, torch.zeros(4)), ValueError, r"reshape it to \[4, 1\]"),
     (lambda: F.gaussian_nll(X, X, torch.zeros(2, 1, 4, 3)), ValueError, "logvar must broadcast"),
     (lambda: F.gaussian_nll(X, X, torch.zeros(3).long()), TypeError, "logvar must be float32"),

@@ -266,6 +266,24 @@ BAD: list[tuple[Any, str]] = [
     (lambda: GaussianVAELoss()(X, X[:3], MU, MU), "x_hat must have the shape of x"),
     (lambda: GaussianVAELoss()(X, X, MU[:3], MU[:3]), "x and mu must have the same batch size"),
     (lambda: GaussianVAELoss()(X, X, MU, MU[:, :1]), "logvar must have the shape of mu"),
+    (lambda: GaussianVAELoss()(None, X, MU, MU), "x_hat must be a torch.Tensor, got NoneType"),
+    (lambda: GaussianVAELoss()(X, X, MU.numpy(), MU), "mu must be a torch.Tensor, got ndarray"),
+    (lambda: GaussianVAELoss()(X, X.to_sparse(), MU, MU), "x must be a dense tensor"),
+    (lambda: GaussianVAELoss(variance="a", estimate="fixed"), "variance must be a number, got 'a'"),
+    (lambda: GaussianVAELoss(x_shape=(-1,)), "x_shape must be one sample's shape"),
+    (lambda: GaussianVAELoss(beta=10**400), "beta must be finite"),
+    (
+        lambda: GaussianVAELoss("iso-i", "fixed", variance=torch.ones(5))(X, X, MU, MU),
+        "variance must broadcast to the shape of x",
+    ),
+    (
+        lambda: GaussianVAELoss()(X, X, MU, MU, beta=torch.ones((), requires_grad=True)),
+        "beta must not require a gradient",
+    ),
+    (
+        lambda: GaussianVAELoss("diag-i", "learned", x_shape=(1,))(X, X, MU, MU),
+        r"x must have samples of shape \[1\]",
+    ),
     (lambda: GaussianVAELoss()(X, X, MU), "exactly one of logvar and scale_tril"),
     (lambda: GaussianVAELoss()(X, X, MU, MU, beta=torch.ones(2)), "beta must be a number or a 0-d"),
     (lambda: GaussianVAELoss()(X.to("meta"), X, MU, MU), "must be on the device of x"),
@@ -281,6 +299,124 @@ def test_bad_input_gets_one_clear_sentence(call: Any, text: str) -> None:
     with pytest.raises((ValueError, TypeError), match=text) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Buffers that the kernel may not write into: half precision, permuted strides, another dtype each.
+AWKWARD = {
+    "half": lambda loss: loss.half(),
+    "bfloat16": lambda loss: loss.bfloat16(),
+    "channels_last": lambda loss: loss.to(memory_format=torch.channels_last),
+    "double": lambda loss: loss.double(),
+    "assigned": lambda loss: _assign_half(loss),
+}
+
+
+def _assign_half(loss_fn: GaussianVAELoss) -> GaussianVAELoss:
+    state = {k: v.half() for k, v in loss_fn.state_dict().items()}
+    loss_fn.load_state_dict(state, assign=True)
+    return loss_fn
+
+
+@pytest.mark.parametrize("change", AWKWARD.values(), ids=AWKWARD)
+@pytest.mark.parametrize("covariance", ["iso-i", "diag-i"])
+def test_buffers_of_any_dtype_and_layout(covariance: str, change: Any) -> None:
+    x_hat, x, mu, logvar = _batch(4, 3, 5, 6)
+    plain = GaussianVAELoss(covariance, x_shape=(3, 5, 6))
+    changed = GaussianVAELoss(covariance, x_shape=(3, 5, 6))
+    if covariance == "diag-i" and change is AWKWARD["channels_last"]:
+        for name in ("last_variance", "running_variance"):
+            permuted = torch.zeros(3, 6, 5).transpose(1, 2)
+            changed.register_buffer(name, permuted)
+    elif change is not AWKWARD["channels_last"]:
+        changed = change(changed)
+    for scale in (1.0, 0.5):
+        plain(scale * x_hat, x, mu, logvar)
+        changed(scale * x_hat, x, mu, logvar)
+    wanted, got = plain.running_variance, changed.running_variance
+    assert wanted is not None
+    assert got is not None
+    torch.testing.assert_close(got.float(), wanted, rtol=2e-2, atol=1e-3)
+
+
+def test_a_bad_batch_leaves_the_estimates_alone() -> None:
+    x, mu = torch.zeros(4, 3), torch.zeros(4, 2)
+    for backend in ("cpu", "reference"):
+        if backend == "cpu" and not vaekern.backends.has_kernel("cpu"):
+            continue
+        loss_fn = GaussianVAELoss()
+        with vaekern.backends.use(backend):
+            loss_fn(x + 1, x, mu, mu)
+            loss_fn(x / 0, x, mu, mu)
+            loss_fn(x, x, mu, mu)  # no residual at all: an estimate like any other
+        torch.testing.assert_close(loss_fn.running_variance, torch.tensor([0.9]))
+
+
+def test_a_copy_is_looked_after_like_the_original() -> None:
+    x, mu = torch.zeros(4, 3), torch.zeros(4, 2)
+    loss_fn = copy.deepcopy(GaussianVAELoss("iso-i", "learned"))
+    optimizer = torch.optim.SGD(loss_fn.parameters(), 100.0)
+    loss_fn(x, x, mu, mu).backward()
+    optimizer.step()
+    assert loss_fn.x_logvar.item() == -20
+
+
+def test_options_are_fixed_at_construction() -> None:
+    loss_fn = GaussianVAELoss()
+    with pytest.raises(AttributeError, match="reduction is fixed when the loss is made"):
+        loss_fn.reduction = "none"
+
+
+def test_a_fixed_variance_keeps_no_graph() -> None:
+    variance = torch.tensor(0.5, requires_grad=True)
+    loss_fn = GaussianVAELoss("iso-i", "fixed", variance=variance * 2)
+    x_hat, x, mu, logvar = _batch(4, 3)
+    for _ in range(2):
+        loss_fn(x_hat, x, mu, logvar).backward()
+    assert variance.grad is None
+
+
+@pytest.mark.parametrize("part", ["x", "x_hat", "mu", "upstream"])
+def test_negated_views(part: str) -> None:
+    """conj().imag is a view with a pending minus sign, which a pointer does not show."""
+    x_hat, x, mu, logvar = (t.detach() for t in _batch(4, 3))
+
+    def lazy(t: torch.Tensor) -> torch.Tensor:
+        view = torch.complex(torch.zeros_like(t), -t).conj().imag
+        assert view.is_neg()
+        return view
+
+    plain = {"x_hat": x_hat, "x": x, "mu": mu, "logvar": logvar}
+    given = {k: lazy(t) if k == part else t for k, t in plain.items()}
+    upstream = torch.tensor(0.5)
+    results = []
+    for inputs, up in (
+        (plain, upstream),
+        (given, lazy(upstream) if part == "upstream" else upstream),
+    ):
+        leaf = inputs["logvar"].clone().requires_grad_()
+        loss = GaussianVAELoss()(**(inputs | {"logvar": leaf}))
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaf, up)))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_an_infinite_logvar_shows() -> None:
+    x, mu = torch.zeros(2, 3), torch.zeros(2, 2)
+    for value, slope in ((float("inf"), float("inf")), (float("-inf"), -0.25)):
+        logvar = torch.full((2, 2), value, requires_grad=True)
+        loss = GaussianVAELoss()(x + 1, x, mu, logvar)
+        loss.backward()
+        assert loss.isinf()
+        assert logvar.grad is not None
+        assert float(logvar.grad[0, 0]) == slope
+
+
+def test_torch_func_runs_on_the_reference() -> None:
+    x_hat, x, mu, logvar = (t.detach() for t in _batch(4, 3))
+    loss_fn = GaussianVAELoss("diag-d").eval()
+    got = torch.func.grad(lambda t: loss_fn(t, x, mu, logvar))(x_hat)
+    leaf = x_hat.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss_fn(leaf, x, mu, logvar), leaf)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_diag_i_refuses_another_data_shape() -> None:

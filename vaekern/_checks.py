@@ -7,6 +7,8 @@ reads; the sentences are put together only once something is wrong.
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -30,19 +32,59 @@ def option(name: str, value: Any, known: Iterable[Any]) -> None:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{hint}")
 
 
+def what(value: object) -> str:
+    return f"a tensor {shape_text(value)}" if isinstance(value, Tensor) else repr(value)
+
+
+def number(name: str, value: object, remedy: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}; {remedy}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def positive(name: str, value: Any, remedy: str, smallest: float = 0.0) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a positive number, got {value!r}; {remedy}")
-    if not smallest < value < float("inf"):
+    if not smallest < number(name, value, remedy) < math.inf:
         bound = f"above {smallest:g}" if smallest else "positive"
         raise ValueError(f"{name} must be {bound} and finite, got {value!r}; {remedy}")
 
 
-def beta(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"beta must be a number or a 0-d tensor, got {value!r}; pass a float")
-    if not 0 <= value < float("inf"):
+def variance(value: object) -> Tensor:
+    """sigma^2 as a detached float64 tensor."""
+    if isinstance(value, Tensor):
+        found = value.detach().to(torch.float64) if value.dtype in FLOATS else None
+    else:
+        found = torch.tensor(number("variance", value, "pass sigma^2"), dtype=torch.float64)
+    if found is None or not bool(((found > 0) & found.isfinite()).all()):
+        raise ValueError(
+            f"variance must be positive and finite, got {value!r}; it is sigma^2, no log"
+        )
+    return found
+
+
+def sample_shape(name: str, value: Any) -> torch.Size | None:
+    """One sample's shape: a positive number or a sequence of them."""
+    if value is None:
+        return None
+    sizes = (value,) if isinstance(value, int) else value
+    ok = isinstance(sizes, (tuple, list)) and all(
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes
+    )
+    if not ok:
+        raise ValueError(
+            f"{name} must be one sample's shape, such as (1, 28, 28), got {value!r}; "
+            "pass x.shape[1:]"
+        )
+    return torch.Size(sizes)
+
+
+def beta(value: object) -> float:
+    found = number("beta", value, "pass a float or a 0-d tensor")
+    if not 0 <= found < math.inf:
         raise ValueError(f"beta must be finite and not negative, got {value!r}; 1 is the ELBO")
+    return found
 
 
 def beta_tensor(value: Tensor, mu: Tensor) -> Tensor:
@@ -51,12 +93,16 @@ def beta_tensor(value: Tensor, mu: Tensor) -> Tensor:
             f"beta must be a number or a 0-d floating-point tensor, got {shape_text(value)} of "
             f"{value.dtype}; pass e.g. torch.tensor(0.5)"
         )
+    if value.requires_grad:
+        raise ValueError(
+            "beta must not require a gradient, got a tensor that does; pass beta.detach()"
+        )
     if value.device != mu.device:
         raise ValueError(
             f"beta must be on the device of mu, got {value.device} and {mu.device}; "
             "move it with beta.to(mu.device)"
         )
-    return value.detach()
+    return value
 
 
 def clamp(name: str, bounds: object, unbounded: float) -> tuple[float, float]:
@@ -85,14 +131,18 @@ def not_floating(name: str, t: Any) -> NoReturn:
     )
 
 
-def floating(**tensors: Tensor | None) -> None:
-    """Real floating-point tensors on one device."""
+def floating(*, required: bool = False, **tensors: Tensor | None) -> None:
+    """Real floating-point dense tensors on one device; None is left out unless ``required``."""
     first_name, device = "", None
     for name, t in tensors.items():
-        if t is None:
+        if t is None and not required:
             continue
         if not isinstance(t, Tensor) or t.dtype not in FLOATS:
             not_floating(name, t)
+        if t.layout is not torch.strided:
+            raise ValueError(
+                f"{name} must be a dense tensor, got {t.layout}; convert it with {name}.to_dense()"
+            )
         if device is None:
             first_name, device = name, t.device
         elif t.device != device:

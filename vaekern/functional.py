@@ -28,42 +28,24 @@ _F64 = torch.float64
 
 
 def _narrow(*tensors: Tensor | None) -> bool:
-    """Reject what is no floating tensor; say whether some input is half precision."""
-    narrow = False
-    for t in tensors:
-        if t is None:
-            continue
-        if not isinstance(t, Tensor):
-            _checks.not_floating(_name(t, tensors), t)
-        dtype = t.dtype
-        if dtype is not _F32 and dtype is not _F64:
-            if dtype not in _checks.FLOATS:
-                _checks.not_floating(_name(t, tensors), t)
-            narrow = True
-    return narrow
+    """Is some input half precision?"""
+    return any(t is not None and t.dtype is not _F32 and t.dtype is not _F64 for t in tensors)
 
 
-def _name(t: object, tensors: tuple[Tensor | None, ...]) -> str:
-    names = (
-        "mu",
-        "logvar",
-        "scale_tril",
-        "prior_mu",
-        "prior_logvar",
-        "x_hat",
-        "x",
-        "x_logvar",
-    )  # the order of every call below
-    return names[next(i for i, other in enumerate(tensors) if other is t)]
+MAX_AXES = 8  # of the kernels (csrc/core.h); the reference takes any number
 
 
-def _expand_x_logvar(x_logvar: Tensor, x: Tensor) -> Tensor:
+def _kernel(t: Tensor) -> bool:
+    return has_kernel(t.device.type) and t.dim() <= MAX_AXES
+
+
+def _expand_x_logvar(name: str, x_logvar: Tensor, x: Tensor) -> Tensor:
     """As it is for the layouts the kernels know (one number, per sample, per dimension, per
     element); any other broadcast as an expanded view, whose gradient autograd sums back."""
     shape = x_logvar.shape
     if shape == x.shape or x_logvar.numel() == 1:
         return x_logvar
-    _checks.broadcasts("x_logvar" if x_logvar.dim() else "logvar", x_logvar, "x", x)
+    _checks.broadcasts(name, x_logvar, "x", x)
     if shape == x.shape[1:] or shape == (1, *x.shape[1:]):
         return x_logvar
     if len(shape) == x.dim() and shape[0] == x.shape[0] == x_logvar.numel():
@@ -133,14 +115,16 @@ def gaussian_nll(
     """
     _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
     _checks.option("activation", activation, ACTIVATIONS)
-    if isinstance(logvar, (int, float)):
-        logvar = torch.full((1,), float(logvar), dtype=x.dtype, device=x.device)
-    narrow = _narrow(None, None, None, None, None, x_hat, x, logvar)
+    _checks.floating(x_hat=x_hat, x=x, required=True)
+    if not isinstance(logvar, Tensor):
+        number = _checks.number("logvar", logvar, "pass log sigma^2 as a number or a tensor")
+        logvar = torch.full((1,), number, dtype=x.dtype, device=x.device)
+    _checks.floating(x=x, logvar=logvar)
+    narrow = _narrow(x_hat, x, logvar)
     _checks.reconstruction(x_hat, x)
-    _checks.floating(x_hat=x_hat, x=x, logvar=logvar)
     options = Options(1, ACTIVATIONS[activation], REDUCTIONS[reduction])
-    logvar = _expand_x_logvar(logvar, x)
-    return ops.loss(options, has_kernel(x.device.type), narrow, None, x_hat, x, logvar)[0]
+    logvar = _expand_x_logvar("logvar", logvar, x)
+    return ops.loss(options, _kernel(x_hat), narrow, None, x_hat, x, logvar)[0]
 
 
 def mle_nll(
@@ -198,16 +182,16 @@ def mle_nll(
     _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
     _checks.option("activation", activation, ACTIVATIONS)
     _checks.positive("eps", eps, "it keeps zero residuals finite", SMALLEST_EPS)
-    narrow = _narrow(None, None, None, None, None, x_hat, x)
+    _checks.floating(x_hat=x_hat, x=x, required=True)
+    narrow = _narrow(x_hat, x)
     _checks.reconstruction(x_hat, x)
-    _checks.floating(x_hat=x_hat, x=x)
     options = Options(
         OBJECTIVES[covariance], ACTIVATIONS[activation], REDUCTIONS[reduction], eps=float(eps)
     )
     group = world(process_group) if covariance in ("iso-i", "diag-i") else None
     if group is not None:
         return _across_ranks(options, group, None, x_hat, x)[0]
-    return ops.loss(options, has_kernel(x.device.type), narrow, None, x_hat, x)[0]
+    return ops.loss(options, _kernel(x_hat), narrow, None, x_hat, x)[0]
 
 
 def _across_ranks(
@@ -226,6 +210,12 @@ def _across_ranks(
     share."""
     diagonal = options.objective == OBJECTIVES["diag-i"]
     activation = ops.ACTIVATION_NAMES[options.activation]
+    if options.reduction == REDUCTIONS["none"]:
+        raise ValueError(
+            "reduction must not be 'none' where the variance is taken over several processes, for "
+            "one process's weights move the others' estimate; use 'batchmean' or "
+            "process_group=False"
+        )
     with torch.no_grad():
         q = reference.squared_residual(x_hat, x, activation)
         sums = q.sum(0).flatten() if diagonal else q.flatten(1).mean(1).sum().reshape(1)
@@ -280,13 +270,14 @@ def gaussian_kl(
     Source: Rolinek et al. 2019, eq. (4); Kingma & Welling 2014, appendix B.
     """
     _checks.option("reduction", reduction, REDUCTIONS)
-    narrow = _narrow(mu, logvar, None, prior_mu, prior_logvar)
+    _checks.floating(mu=mu, logvar=logvar, required=True)
+    _checks.floating(mu=mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
     _checks.latent(mu, logvar, None)
-    _checks.floating(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    narrow = _narrow(mu, logvar, prior_mu, prior_logvar)
     prior_mu = _expand_prior("prior_mu", prior_mu, mu)
     prior_logvar = _expand_prior("prior_logvar", prior_logvar, mu)
     return ops.loss(
-        Options(0, 0, REDUCTIONS[reduction]), has_kernel(mu.device.type), narrow, None,
+        Options(0, 0, REDUCTIONS[reduction]), _kernel(mu), narrow, None,
         mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar,
     )[0]  # fmt: skip
 
@@ -324,11 +315,11 @@ def full_gaussian_kl(mu: Tensor, scale_tril: Tensor, *, reduction: str = "batchm
     Source: Rolinek et al. 2019, supplement B.3 (the beta-VAE with full covariance).
     """
     _checks.option("reduction", reduction, REDUCTIONS)
-    narrow = _narrow(mu, None, scale_tril)
+    _checks.floating(mu=mu, scale_tril=scale_tril, required=True)
     _checks.latent(mu, None, scale_tril)
-    _checks.floating(mu=mu, scale_tril=scale_tril)
+    narrow = _narrow(mu, scale_tril)
     return ops.loss(
-        Options(0, 0, REDUCTIONS[reduction]), has_kernel(mu.device.type), narrow, None,
+        Options(0, 0, REDUCTIONS[reduction]), _kernel(mu), narrow, None,
         mu=mu, scale_tril=scale_tril,
     )[0]  # fmt: skip
 
@@ -368,7 +359,6 @@ def reparameterize(
 
     Source: Kingma & Welling 2014, section 2.4.
     """
-    _narrow(mu, logvar, scale_tril)
     noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
     return _draw(False, mu, logvar, scale_tril, noise)  # type: ignore[return-value]
 
@@ -398,7 +388,6 @@ def sample_and_kl(
 
     Source: Kingma & Welling 2014, section 2.4 and appendix B.
     """
-    _narrow(mu, logvar, scale_tril)
     noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
     return _draw(True, mu, logvar, scale_tril, noise)  # type: ignore[return-value]
 
@@ -411,8 +400,16 @@ def _noise(
     noise: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    _checks.latent(mu, logvar, scale_tril)
+    _checks.floating(mu=mu, required=True)
     _checks.floating(mu=mu, logvar=logvar, scale_tril=scale_tril, noise=noise)
+    _checks.latent(mu, logvar, scale_tril)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; "
+            "make one with torch.Generator().manual_seed(0)"
+        )
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool)):
+        raise TypeError(f"samples must be a whole number, got {samples!r}; None draws one")
     if samples is not None and samples < 1:
         raise ValueError(f"samples must be a positive number, got {samples}; None draws one")
     shape = mu.shape if samples is None else (samples, *mu.shape)
@@ -433,7 +430,7 @@ def _draw(
     kl: bool, mu: Tensor, logvar: Tensor | None, scale_tril: Tensor | None, noise: Tensor
 ) -> Tensor | tuple[Tensor, Tensor]:
     # a gradient for the noise itself is rare: the reference gives it
-    kernel = has_kernel(mu.device.type) and not noise.requires_grad
+    kernel = _kernel(noise) and not noise.requires_grad
     return ops.sample(kernel, kl, mu, logvar, scale_tril, noise)
 
 
@@ -448,6 +445,7 @@ def gaussian_vae_loss(
     beta: Tensor | None,
     process_group: object,
     want_statistics: bool = True,
+    logvar_name: str = "x_logvar",  # what the caller knows it as
     track: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
 ) -> tuple[Tensor, Tensor | None]:
     """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss).
@@ -460,37 +458,30 @@ def gaussian_vae_loss(
         )
         if found is not None:
             return found
-    narrow = _narrow(mu, logvar, scale_tril, None, None, x_hat, x, x_logvar)
+    _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
+    _checks.floating(x=x, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril)
+    narrow = _narrow(mu, logvar, scale_tril, x_hat, x, x_logvar)
     if x_hat.shape != x.shape or x.dim() == 0 or not x.numel():
         _checks.reconstruction(x_hat, x)
     if logvar is None or scale_tril is not None or logvar.shape != mu.shape or mu.dim() == 0:
         _checks.latent(mu, logvar, scale_tril)
     if x.shape[0] != mu.shape[0]:
         _checks.same_batch(x, mu)
-    device = x.device
-    if (
-        x_hat.device != device
-        or mu.device != device
-        or (logvar is not None and logvar.device != device)
-        or x_logvar is not None
-        or scale_tril is not None
-    ):
-        _checks.floating(
-            x=x, x_hat=x_hat, mu=mu, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril
-        )
     if x_logvar is not None:
-        x_logvar = _expand_x_logvar(x_logvar, x)
+        x_logvar = _expand_x_logvar(logvar_name, x_logvar, x)
     if process_group is not None:
         value, statistics = _across_ranks(
             options, process_group, beta, x_hat, x, mu, logvar, scale_tril
         )
     else:
         value, statistics = ops.loss(
-            options, has_kernel(device.type), narrow, beta, x_hat, x, x_logvar, mu, logvar,
+            options, _kernel(x_hat), narrow, beta, x_hat, x, x_logvar, mu, logvar,
             scale_tril,
         )  # fmt: skip
     last, running, momentum = track
-    if last is not None and running is not None and x.shape[0]:
+    # an empty batch says nothing, unless other ranks had samples
+    if last is not None and running is not None and (x.shape[0] or process_group is not None):
+        assert statistics is not None
         with torch.no_grad():
             ops.track(last, running, statistics[3 * x.shape[0] :], momentum)
     return value, statistics
@@ -531,7 +522,7 @@ def components(
             parts = parts / (max(batch, 1) * divisor)
     with torch.no_grad():
         dims = Options(0, 0, REDUCTIONS["dims"], 1.0, *options[4:])
-        kernel = has_kernel(x.device.type)
+        kernel = _kernel(mu)
         narrow = False  # no gradient is asked for
         kl_per_dim = ops.loss(
             dims, kernel, narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril

@@ -17,7 +17,9 @@ from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
 
 ESTIMATES = ("mle", "learned", "fixed")
 X_LOGVAR_MIN = -20.0  # sigma = 4.5e-5: below it 1 / sigma^2 eats float32's digits
+_F32 = torch.float32
 MOMENTUM = 0.1  # of the running variance, as torch's BatchNorm
+_OPTIONS = ("covariance", "estimate", "reduction", "activation", "logvar_clamp", "x_shape")
 _NO_TRACKING: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
 
 
@@ -49,7 +51,8 @@ class GaussianVAELoss(nn.Module):
         activation: None, "sigmoid" or "tanh", applied to x_hat inside the kernel.
         logvar_clamp: (lo, hi) for the encoder's logvar; its gradient is zero outside.
         reduction: "batchmean", "sum", "mean" (nats per data dimension) or "none" ([B]).
-        check_finite: raise on NaN or infinite inputs; synchronises the device.
+        check_finite: raise on NaN or infinite inputs; synchronises the device, and is left out by
+            torch.compile.
         process_group: where the -i MLE modes take their batch mean while training: None = the
             default group when torch.distributed is initialised; False = this process alone.
 
@@ -78,6 +81,7 @@ class GaussianVAELoss(nn.Module):
     Source: Dai & Wipf 2019, section 1; Takida et al. 2022, section 5 and appendix G.
     """
 
+    x_logvar: Tensor
     last_variance: Tensor | None
     running_variance: Tensor | None
 
@@ -102,9 +106,7 @@ class GaussianVAELoss(nn.Module):
         _checks.option("activation", activation, ACTIVATIONS)
         _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
         _checks.positive("eps", eps, "it keeps zero residuals finite", functional.SMALLEST_EPS)
-        _checks.beta(beta)
-        if x_shape is not None:
-            x_shape = torch.Size((x_shape,) if isinstance(x_shape, int) else x_shape)
+        x_shape = _checks.sample_shape("x_shape", x_shape)
         lo, hi = _checks.clamp("logvar_clamp", logvar_clamp, ops.UNBOUNDED)
         self.covariance, self.estimate = covariance, estimate
         self.reduction, self.activation = reduction, activation
@@ -114,7 +116,7 @@ class GaussianVAELoss(nn.Module):
             OBJECTIVES[covariance if estimate == "mle" else "gaussian"],
             ACTIVATIONS[activation],
             REDUCTIONS[reduction],
-            float(beta),
+            _checks.beta(beta),
             float(eps),
             lo,
             hi,
@@ -132,7 +134,7 @@ class GaussianVAELoss(nn.Module):
                 )
             self._make_buffers(x_shape if covariance == "diag-i" else torch.Size((1,)))
         else:
-            self._make_x_logvar(torch.as_tensor(variance, dtype=torch.get_default_dtype()))
+            self._make_x_logvar(_checks.variance(variance))
 
     @property
     def beta(self) -> float:
@@ -145,15 +147,12 @@ class GaussianVAELoss(nn.Module):
     def _make_buffers(self, shape: torch.Size | None, like: Tensor | None = None) -> None:
         for name in ("last_variance", "running_variance"):
             device = None if like is None else like.device
-            buffer = None if shape is None else torch.zeros(shape, device=device)
+            with torch.inference_mode(False):  # a buffer outlives the block it was made in
+                buffer = None if shape is None else torch.zeros(shape, device=device, dtype=_F32)
             self.register_buffer(name, buffer)
 
     def _make_x_logvar(self, variance: Tensor) -> None:
-        if not bool((variance > 0).all()) or not bool(torch.isfinite(variance).all()):
-            raise ValueError(
-                f"variance must be positive and finite, got {variance!r}; it is sigma^2, no log"
-            )
-        logvar = variance.log()
+        logvar = variance.log().to(torch.get_default_dtype())
         if self.estimate == "fixed":
             self.register_buffer("x_logvar", logvar.reshape(1) if logvar.dim() == 0 else logvar)
             return
@@ -227,6 +226,8 @@ class GaussianVAELoss(nn.Module):
         beta: float | Tensor | None,
         want_statistics: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        if not (isinstance(x_hat, Tensor) and isinstance(x, Tensor) and isinstance(mu, Tensor)):
+            _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
         options, weight, training = self._options, None, self.training
         track, group = _NO_TRACKING, None
         if beta is not None:
@@ -236,33 +237,34 @@ class GaussianVAELoss(nn.Module):
                 wide = torch.float64 if mu.dtype is torch.float64 else torch.float32
                 weight = torch.full((), beta, dtype=wide, device=mu.device)
             else:
-                _checks.beta(beta)
-                options = options._replace(beta=beta)
+                options = options._replace(beta=_checks.beta(beta))
         if self._estimated:
             if x_logvar is not None:
                 self._reject_x_logvar(x_logvar)
+            self._fits(x)
             if training:
                 track = self._buffers_for(x)
                 if self._batch_coupled:
                     group = functional.world(self.process_group)
         else:
             x_logvar = self._decoder_logvar(x_logvar, x)
-        if self.check_finite:
-            _checks.finite(x_hat=x_hat, x=x, mu=mu, logvar=logvar, scale_tril=scale_tril)
+        if self.check_finite and not torch.compiler.is_compiling():
+            _checks.finite(
+                x_hat=x_hat, x=x, mu=mu, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril
+            )
         return functional.gaussian_vae_loss(
             options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group, want_statistics,
-            track,
+            "variance" if self.estimate == "fixed" else "x_logvar", track,
         )  # fmt: skip
 
     def _decoder_logvar(self, x_logvar: Tensor | None, x: Tensor) -> Tensor:
         if not self._takes_x_logvar:
             if x_logvar is not None:
                 self._reject_x_logvar(x_logvar)
-            if self.estimate == "fixed":
-                return self._buffers["x_logvar"]  # type: ignore[return-value]
-            if self.training and not torch.compiler.is_compiling():
+            if self.estimate == "learned" and self.training and not torch.compiler.is_compiling():
                 self._used[0] = True
-            return self._parameters["x_logvar"]  # type: ignore[return-value]
+            self._fits(x)
+            return self.x_logvar
         if x_logvar is None:
             raise ValueError(
                 f"x_logvar must be given for covariance={self.covariance!r} with "
@@ -275,7 +277,7 @@ class GaussianVAELoss(nn.Module):
             if x_logvar.shape != x.shape:
                 _checks.same_shape("x_logvar", x_logvar, "x", x)
             return x_logvar
-        if x_logvar.numel() != x.shape[0] or x_logvar.shape[:1] != x.shape[:1]:
+        if x.dim() == 0 or x_logvar.numel() != x.shape[0] or x_logvar.shape[:1] != x.shape[:1]:
             raise ValueError(
                 f"x_logvar must be [B] or [B, 1, ...] for covariance='iso-d', got "
                 f"{_checks.shape_text(x_logvar)} beside x {_checks.shape_text(x)}; give one log "
@@ -286,25 +288,29 @@ class GaussianVAELoss(nn.Module):
     def _reject_x_logvar(self, x_logvar: Tensor) -> None:
         raise ValueError(
             f"x_logvar must not be given for covariance={self.covariance!r} with estimate="
-            f"{self.estimate!r}, got a tensor {_checks.shape_text(x_logvar)}; drop it, or use "
+            f"{self.estimate!r}, got {_checks.what(x_logvar)}; drop it, or use "
             "estimate='learned' with covariance='iso-d' or 'diag-d'"
         )
 
     def _buffers_for(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
         """The buffers to update with this batch; diag-i's take their shape from the first one."""
         buffers = self._buffers
-        last, running = buffers["last_variance"], buffers["running_variance"]
-        if self.covariance == "diag-i" and isinstance(x, Tensor):
-            shape = x.shape[1:]
-            if last is None:
-                self._make_buffers(shape, x)
-                last, running = buffers["last_variance"], buffers["running_variance"]
-            elif last.shape != shape:
-                raise ValueError(
-                    f"x must have samples of shape {list(last.shape)}, got x "
-                    f"{_checks.shape_text(x)}; use one loss module per data shape"
-                )
-        return last, running, MOMENTUM
+        if buffers["last_variance"] is None:
+            self._make_buffers(x.shape[1:], x)
+        return buffers["last_variance"], buffers["running_variance"], MOMENTUM
+
+    def _fits(self, x: Tensor) -> None:
+        """diag-i has one variance per dimension: the samples' shape may not change."""
+        if self.covariance != "diag-i":
+            return
+        shape = self.x_shape
+        if shape is None and (last := self._buffers.get("last_variance")) is not None:
+            shape = last.shape
+        if shape is not None and x.shape[1:] != shape:
+            raise ValueError(
+                f"x must have samples of shape {list(shape)}, got x {_checks.shape_text(x)}; "
+                "use one loss module per data shape"
+            )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # diag-i buffers whose shape was taken from the data: take it from the checkpoint
@@ -312,6 +318,19 @@ class GaussianVAELoss(nn.Module):
         if saved is not None and self.estimate == "mle" and self.last_variance is None:
             self._make_buffers(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OPTIONS and "_options" in self.__dict__:
+            raise AttributeError(
+                f"{name} is fixed when the loss is made, got {value!r}; make another "
+                "GaussianVAELoss (a call takes beta=)"
+            )
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "x_logvar" in self._parameters:  # a copy is looked after like the original
+            _watch(self)
 
     def extra_repr(self) -> str:
         text = f"{self.covariance!r}, {self.estimate!r}, reduction={self.reduction!r}"

@@ -250,16 +250,26 @@ TWICE = (
 def _spread(mask: int, grads: Any, count: int) -> list[Tensor | None]:
     """One entry per differentiable input, None where no gradient was asked for."""
     it = iter(grads)
-    out = [next(it) if mask >> i & 1 else None for i in range(count)]
-    return _once(out) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else out
+    return [next(it) if mask >> i & 1 else None for i in range(count)]
 
 
-def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
-    """Under create_graph=True: gradients that explain themselves when differentiated again."""
-    present = [g.detach().requires_grad_() for g in grads if g is not None]
-    guarded: Any = torch._C._functions.DelayedError(TWICE, len(present))(*present)
-    wrapped = iter((guarded,) if len(present) == 1 else guarded)
-    return [None if g is None else next(wrapped) for g in grads]
+class _Once(torch.autograd.Function):
+    """Gradients, made to depend on everything they were computed from, that explain themselves when
+    they are differentiated again."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(None if g is None else g.detach() for g in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(TWICE)
+
+
+def _once(grads: Any, *sources: Tensor | None) -> list[Tensor | None]:
+    """Under create_graph=True: never a silent None or zero."""
+    grads = list(grads)
+    return list(_Once.apply(len(grads), *grads, *sources))
 
 
 class _Loss(torch.autograd.Function):
@@ -277,18 +287,25 @@ class _Loss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(statistics)
         ctx.mask, ctx.options, ctx.early = mask, options, early
-        ctx.save_for_backward(*(grads if early else (*inputs, beta)))
+        # the inputs serve a late backward, and what is differentiated twice in eager mode
+        ctx.kept = 0 if early and torch.compiler.is_compiling() else len(inputs) + 1
+        ctx.save_for_backward(*((*inputs, beta) if ctx.kept else ()), *grads)
         return value, statistics
 
     @staticmethod
     def backward(ctx, upstream, _):
         if upstream is None:
             return (None,) * 18
-        if ctx.early:
-            grads = [g * upstream.to(g.dtype) for g in ctx.saved_tensors]
-        else:
-            grads = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, ctx.mask)
-        return (None,) * 10 + tuple(_spread(ctx.mask, grads, 8))
+        inputs, early = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
+        with torch.no_grad():
+            if ctx.early:
+                grads = [g * upstream.to(g.dtype) for g in early]
+            else:
+                grads = _loss_backward_op(upstream, *inputs, *ctx.options, ctx.mask)
+        out = _spread(ctx.mask, grads, 8)
+        if ctx.kept and torch.is_grad_enabled():
+            out = _once(out, upstream, *inputs)
+        return (None,) * 10 + tuple(out)
 
 
 def _writes_early(reduction: int, narrow: bool) -> bool:
@@ -334,6 +351,8 @@ class _DirectLoss(torch.autograd.Function):
         # the first backward gives the forward's buffers away, any later one recomputes
         grads, ctx.grads = ctx.grads, None
         if grads is not None:
+            if upstream.is_neg():
+                upstream = upstream.resolve_neg()
             _native_scale(*grads, upstream, torch.get_num_threads())
         else:
             *inputs, beta = ctx.saved_tensors
@@ -342,8 +361,8 @@ class _DirectLoss(torch.autograd.Function):
                 mask |= needed << i
             found = iter(_loss_backward_op(upstream, *inputs, None, None, beta, *ctx.options, mask))
             grads = [next(found) if mask >> i & 1 else None for i in range(6)]
-        if torch.is_grad_enabled():
-            grads = _once(list(grads))
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = _once(grads, upstream, *ctx.saved_tensors)
         return None, *grads
 
 
@@ -370,12 +389,16 @@ def direct_loss(
 ) -> tuple[Tensor, Tensor | None] | None:
     """(value, statistics or None) in plain eager mode; None where it is not plain, or where an
     argument is not as the kernel takes it, for the caller to explain."""
-    if _is_compiling() or _dispatch_modes():
+    if _is_compiling() or _dispatch_modes() or _transformed():
         return None
     # one native call accepts the tensors: 1 narrow, 2 float64; -1 anything out of the ordinary
-    flags = _native_check(x_hat, x, x_logvar, mu, logvar, scale_tril)
-    if flags < 0:
+    flags = _native_check(
+        x_hat, x, x_logvar, mu, logvar, scale_tril, track[0], track[1], options[0]
+    )
+    if flags < 0 or x_hat.is_neg() or x.is_neg() or mu.is_neg():
         return None
+    if (logvar is not None and logvar.is_neg()) or (x_logvar is not None and x_logvar.is_neg()):
+        return None  # a view that the dispatcher would have to materialise
     dtype = torch.float64 if flags & 2 else torch.float32
     statistics = None
     if want_statistics:
@@ -401,11 +424,20 @@ class _Sample(torch.autograd.Function):
         mask = ctx.mask
         if grad_z is None and grad_kl is None:
             return (None,) * 5
-        grads = _sample_backward_op(grad_z, grad_kl, *ctx.saved_tensors, mask)
-        return None, *_spread(mask, grads, 3), None
+        with torch.no_grad():
+            grads = _sample_backward_op(grad_z, grad_kl, *ctx.saved_tensors, mask)
+        out = _spread(mask, grads, 3)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out = _once(out, grad_z, grad_kl, *ctx.saved_tensors)
+        return None, *out, None
 
 
 # ------------------------------------------------------------------ what functional calls
+
+
+def _transformed() -> bool:
+    """Inside torch.func's grad, vmap or jvp: the reference is what they can look into."""
+    return not _is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def loss(
@@ -424,6 +456,8 @@ def loss(
     variance: Tensor | None = None,  # the -i modes' estimate when it comes from elsewhere
 ) -> tuple[Tensor, Tensor]:
     """(value, statistics) as in reference.loss, by the kernel or by the reference."""
+    if kernel and _transformed():
+        kernel = False
     if kernel:
         if not torch.is_grad_enabled():  # no gradient is written
             out = _loss_op(
@@ -467,7 +501,7 @@ def sample(
     noise: Tensor,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """z, or (z, KL [B])."""
-    if kernel:
+    if kernel and not _transformed():
         return _Sample.apply(kl, mu, logvar, scale_tril, noise)
     z = reference.reparameterize(mu, logvar, scale_tril, noise)
     if not kl:
@@ -479,8 +513,11 @@ def sample(
 
 
 def track(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
-    """last <- variance; running <- variance the first time (last is 0 until then), then its moving
+    """last <- variance; running <- variance the first time (it is 0 until then), then its moving
     average.  The direct path does the same in the kernel."""
-    weight = torch.where(last > 0, momentum, 1.0).to(running.dtype)
-    running.lerp_(variance.view_as(running).to(running.dtype), weight)
-    last.copy_(variance.view_as(last))
+    variance = variance.view(last.shape).to(last.dtype)
+    good = variance.isfinite()  # a bad batch leaves the estimates as they were
+    weight = torch.where(running > 0, momentum, 1.0).to(running.dtype)
+    moved = running.lerp(variance.to(running.dtype), weight)
+    running.copy_(torch.where(good, moved, running))
+    last.copy_(torch.where(good, variance, last))

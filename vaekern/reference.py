@@ -86,8 +86,10 @@ def mle_nll(
     if covariance == "diag-d":
         return _rows(0.5 * (torch.log(v + eps) + 1 + LOG_2PI))
     if covariance == "iso-i":  # no eps: kept at or above the smallest normal number instead
-        v = v.clamp_min(torch.finfo(v.dtype).tiny)
-        return _rows(0.5 * (torch.log(v) + 1 + LOG_2PI + (q - v) / v))
+        some = v >= torch.finfo(v.dtype).tiny
+        v = torch.where(some, v, torch.finfo(v.dtype).tiny)
+        excess = torch.where(some, (q - v) / torch.where(some, v, 1.0), 0.0)
+        return _rows(0.5 * (torch.log(v) + 1 + LOG_2PI + excess))
     return _rows(0.5 * (torch.log(v + eps) + 1 + LOG_2PI + (q - v) / (v + eps)))
 
 

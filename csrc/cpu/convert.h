@@ -150,6 +150,14 @@ VAEKERN_INLINE size_t size_of(DType dtype) {
 template <class C>
 constexpr DType dtype_of = sizeof(C) == 8 ? DType::f64 : DType::f32;
 
+// A bound as C: +-3e38 stands for none (vaekern/ops.py, UNBOUNDED), so that infinities pass.
+template <class C>
+inline C bounded(double bound) {
+  constexpr double none = 3e38;
+  constexpr C infinity = std::numeric_limits<C>::infinity();
+  return bound <= -none ? -infinity : bound >= none ? infinity : C(bound);
+}
+
 // The only element of a one-element tensor
 inline double scalar(const Tensor& t) {
   double v;

@@ -70,7 +70,7 @@ class DiagonalKl {
                     : nullptr;
     }
     const bool prior = in[PRIOR_MU] || in[PRIOR_LOGVAR];
-    const C lo = C(a_.logvar_min), hi = C(a_.logvar_max), w = C(w_[b]);
+    const C lo = bounded<C>(a_.logvar_min), hi = bounded<C>(a_.logvar_max), w = C(w_[b]);
     const C* dw = dim_weights_.empty() ? nullptr : dim_weights_.data() + f0;
     Sums<C> sums;
     sweep<C>(n, [&](auto at, int64_t i, int k) {

@@ -34,7 +34,8 @@ void track(const LossArgs& a, const C* variance, int64_t n) {
   S* running = static_cast<S*>(a.running.data);
   for (int64_t i = 0; i < n; ++i) {
     const S v = S(variance[i]);
-    running[i] = last[i] > 0 ? running[i] + S(a.momentum) * (v - running[i]) : v;
+    if (!(v - v == 0)) continue;  // a bad batch leaves the estimates as they were
+    running[i] = running[i] > 0 ? running[i] + S(a.momentum) * (v - running[i]) : v;
     last[i] = v;
   }
 }

@@ -308,7 +308,8 @@ class Reconstruction {
     double total = 0;
     for (int64_t b = 0; b < B_; ++b) total += out_.square[b] = row_sum(b);
     if (B_ == 0) return;
-    const double v = IsoI::guarded(total / (n * D), double(std::numeric_limits<C>::min()));
+    const double tiny = double(std::numeric_limits<C>::min()), mean = total / (n * D);
+    const double v = IsoI::guarded(mean, tiny);
     double weighted = 0;
     for (int64_t b = 0; b < B_; ++b) {
       out_.nll[b] = IsoI::row_value(v, out_.square[b], D);
@@ -318,7 +319,9 @@ class Reconstruction {
     // uneven upstream weights also move the shared estimate; even ones cancel exactly
     const double shared = w_.rows.empty() ? 0 : (w_.sum(B_) - weighted / (D * v)) / n;
     std::vector<double> factor(B_);
-    for (int64_t b = 0; b < B_; ++b) factor[b] = (w_[b] + shared) / v / double(L_);
+    // below the guard there is no residual to speak of, and w / v may overflow
+    for (int64_t b = 0; b < B_; ++b)
+      factor[b] = mean < tiny ? 0 : (w_[b] + shared) / v / double(L_);
     write_rows(factor);
   }
 
@@ -374,7 +377,7 @@ class Reconstruction {
       const int64_t f0 = t * width, n = std::min(width, F_ - f0);
       C scratch[BLOCK];
       const C* lv = plan_.template read<C>(logvar_, 0, 0, f0, n, scratch);
-      const C bound = C(a_.x_logvar_min);
+      const C bound = bounded<C>(a_.x_logvar_min);
       sweep<C>(n, [&](auto at, int64_t i, int) {
         Vec<C> l = at.load(lv + i);
         at.store(factor.data() + f0 + i,
@@ -473,7 +476,7 @@ class Reconstruction {
                     double& value) const {
     C scratch[BLOCK], grad_scratch[BLOCK];
     const C* lv = plan_.template read<C>(logvar_, 0, 0, f0, n, scratch);
-    const C bound = C(a_.x_logvar_min);
+    const C bound = bounded<C>(a_.x_logvar_min);
     C* grad = grad_logvar_.present ? plan_.template target<C>(grad_logvar_, 0, 0, f0, grad_scratch)
                                    : nullptr;
     const C weight = C(w_.sum(B_)), uniform = C(w_.uniform), samples = C(double(B_));
@@ -508,7 +511,7 @@ class Reconstruction {
       at.store(factor + f0 + i, a);
       if (weighted_sums)
         at.store(shared + f0 + i,
-                 -inverse_n * a * a * (at.load(weighted_sums + f0 + i) - weight * v));
+                 -inverse_n * a * (a * (at.load(weighted_sums + f0 + i) - weight * v)));
     });
     value = 0.5 * double(B_) * (logs.value() + double(n) * (1 + LOG_2PI));
     if (variance) plan_.template write<C>(variance_, 0, 0, f0, n, variance);
@@ -591,7 +594,7 @@ class Reconstruction {
 
   void elements_known() {
     std::vector<double> value(B_ * chunks_);
-    const C bound = C(a_.x_logvar_min);
+    const C bound = bounded<C>(a_.x_logvar_min);
     for_chunks([&](int64_t b, int64_t k) {
       double total = 0, squares = 0;
       const C w = C(w_[b]);

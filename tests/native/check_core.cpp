@@ -36,6 +36,14 @@ std::string context;  // the case under test, for the message
   std::exit(1);
 }
 
+[[noreturn]] void fail_value(const char* name, size_t i, double got, double want,
+                             double tolerance) {
+  char text[200];
+  std::snprintf(text, sizeof text, "%s[%zu] is %.17g, not %.17g +- %.2g", name, i, got, want,
+                tolerance);
+  fail(text);
+}
+
 // ------------------------------------------------------------------ random numbers
 
 uint64_t state = 1;
@@ -270,10 +278,7 @@ void compare(const char* name, const Array& got, const std::vector<E>& want) {
     if (got.t.dtype == DType::f16 && std::fabs(want[i].v) + tolerance >= 65520 &&
         values[i] == std::copysign(INFINITY, want[i].v))
       continue;
-    char text[200];
-    std::snprintf(text, sizeof text, "%s[%zu] is %.17g, not %.17g +- %.2g", name, i, values[i],
-                  want[i].v, tolerance);
-    fail(text);
+    fail_value(name, i, values[i], want[i].v, tolerance);
   }
   if (!got.gaps_untouched()) fail(std::string(name) + ": memory between its elements was written");
 }
@@ -651,9 +656,9 @@ void check_loss(Loss c, bool backward) {
     if (a.x && c.B && coin()) {
       first_step = coin();
       const DType kept = coin() ? DType::f32 : DType::f64;
-      c.last =
-          Array::input({variances}, kept, CONTIGUOUS, [&](int64_t) { return first_step ? 0 : 3; });
-      c.running = Array::input({variances}, kept, CONTIGUOUS, [](int64_t) { return 2.0; });
+      c.last = Array::input({variances}, kept, CONTIGUOUS, [](int64_t) { return 3.0; });
+      c.running =
+          Array::input({variances}, kept, CONTIGUOUS, [&](int64_t) { return first_step ? 0 : 2; });
       a.momentum = 0.25;
       a.last = c.last.t, a.running = c.running.t;
     }
@@ -759,7 +764,7 @@ void every_loss() {
     for (int act = 0; act < (v.objective == Objective::none ? 1 : 3); ++act)
       for (int reduction = 0; reduction < (v.objective == Objective::none ? 5 : 4); ++reduction)
         for (int dtype = 0; dtype < 4; ++dtype)
-          for (int repeat = 0; repeat < 3; ++repeat, ++turn) {
+          for (int repeat = 0; repeat < 2; ++repeat, ++turn) {
             const int64_t F = sizes[turn % 10], L = coin(3) ? 3 : 1;
             int64_t r = below(6);
             while (r < 4 && L * rows[r] * F > 20000) ++r;
@@ -773,11 +778,14 @@ void large_losses() {
   struct {
     int64_t B, L, F;
   } const sizes[] = {{1, 1, 100003}, {17, 1, 16384}, {300, 1, 400}, {60, 4, 512}};
-  for (const Variant& v : VARIANTS)
+  int64_t turn = int64_t(draw() % 2);
+  for (const Variant& v : VARIANTS) {
+    ++turn;
     for (const auto& s : sizes)
-      for (Reduction reduction : {Reduction::batchmean, Reduction::none})
-        run_loss(v, coin(4) ? Activation::tanh : Activation::identity, reduction,
-                 coin(4) ? DType::f64 : DType::f32, s.B, s.L, s.F, true);
+      run_loss(v, coin(4) ? Activation::tanh : Activation::identity,
+               turn++ % 2 ? Reduction::batchmean : Reduction::none,
+               coin(4) ? DType::f64 : DType::f32, s.B, s.L, s.F, true);
+  }
 }
 
 // ------------------------------------------------------------------ draws
@@ -960,8 +968,7 @@ void every_half() {
         for (size_t i = 0; i < got.size(); ++i) {
           const double want = decode16(encode16(mu.v[i], half), half);
           if (got[i] != want && !(std::isnan(got[i]) && std::isnan(want)))
-            fail(std::to_string(mu.v[i]) + " became " + std::to_string(got[i]) + ", not " +
-                 std::to_string(want));
+            fail_value("z", i, got[i], want, 0);
         }
       }
   }

@@ -656,9 +656,9 @@ void check_loss(Loss c, bool backward) {
     if (a.x && c.B && coin()) {
       first_step = coin();
       const DType kept = coin() ? DType::f32 : DType::f64;
-      c.last =
-          Array::input({variances}, kept, CONTIGUOUS, [&](int64_t) { return first_step ? 0 : 3; });
-      c.running = Array::input({variances}, kept, CONTIGUOUS, [](int64_t) { return 2.0; });
+      c.last = Array::input({variances}, kept, CONTIGUOUS, [](int64_t) { return 3.0; });
+      c.running =
+          Array::input({variances}, kept, CONTIGUOUS, [&](int64_t) { return first_step ? 0 : 2; });
       a.momentum = 0.25;
       a.last = c.last.t, a.running = c.running.t;
     }

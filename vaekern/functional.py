@@ -493,9 +493,7 @@ class LossComponents(NamedTuple):
     loss: Tensor
     reconstruction: Tensor  # reduced like the loss, as are kl and mse
     kl: Tensor  # without beta
-    kl_per_dim: (
-        Tensor  # mean over the batch, one sample's latent shape; its sum is the batchmean kl
-    )
+    kl_per_dim: Tensor  # mean over the batch; its sum is the batchmean kl
     x_logvar: Tensor  # the decoder's log sigma^2, as the objective used it
     mse: Tensor  # E_L |r|^2: summed over the features, unless reduction is "mean"
 

@@ -135,10 +135,10 @@ void sample_backward(py::handle grad_z, py::handle grad_kl, py::handle mu, py::h
 }
 
 void scale(py::handle g0, py::handle g1, py::handle g2, py::handle g3, py::handle g4, py::handle g5,
-           py::handle factor, int threads) {
-  Tensor grads[6];
+           py::handle g6, py::handle g7, py::handle factor, int threads) {
+  Tensor grads[8];
   int count = 0;
-  for (py::handle g : {g0, g1, g2, g3, g4, g5})
+  for (py::handle g : {g0, g1, g2, g3, g4, g5, g6, g7})
     if (!g.is_none()) grads[count++] = read(g);
   const Tensor f = read(factor);
   py::gil_scoped_release release;

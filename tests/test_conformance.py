@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vaekern import backends, testing
+from vaekern import backends, ops, testing
 from vaekern.testing import LAYOUTS, OPERATORS
 
 KERNEL_BACKENDS = [b.name for b in backends.BACKENDS if b.name != "reference" and b.device == "cpu"]
@@ -66,3 +66,18 @@ def test_mixed_dtypes(operator: testing.Operator, backend: str) -> None:
     if "mu" in inputs:
         inputs["mu"] = inputs["mu"].half()
     assert testing.compare(operator, inputs, backend) == []
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_through_the_dispatcher(
+    operator: testing.Operator, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registered operators, as tracing and dispatch modes reach them, in place of the short
+    way of plain eager mode."""
+    monkeypatch.setattr(ops, "_plain", lambda *tensors: False)
+    monkeypatch.setattr(ops, "direct_loss", lambda *args: None)
+    for layout in ("contiguous", "transposed"):
+        inputs = testing.draw(operator, IMAGES, dtype, layout)
+        assert testing.compare(operator, inputs, "cpu") == [], layout

@@ -225,8 +225,9 @@ def _across_ranks(
         v = sums[:-1] / count
     value, statistics = ops.loss(
         options, False, False, beta, x_hat, x, None, mu, logvar, scale_tril,
-        variance=v.view(x.shape[1:]) if diagonal else v.reshape(()),
+        variance=v.view(x.shape[1:]) if diagonal else v.reshape(()), want_statistics=True,
     )  # fmt: skip
+    assert statistics is not None
     if options.reduction in (REDUCTIONS["batchmean"], REDUCTIONS["mean"]):
         ranks = torch.distributed.get_world_size(group)  # type: ignore[arg-type]
         value = value * (x.shape[0] * ranks / count)
@@ -469,6 +470,7 @@ def gaussian_vae_loss(
         _checks.same_batch(x, mu)
     if x_logvar is not None:
         x_logvar = _expand_x_logvar(logvar_name, x_logvar, x)
+    statistics: Tensor | None
     if process_group is not None:
         value, statistics = _across_ranks(
             options, process_group, beta, x_hat, x, mu, logvar, scale_tril
@@ -476,7 +478,7 @@ def gaussian_vae_loss(
     else:
         value, statistics = ops.loss(
             options, _kernel(x_hat), narrow, beta, x_hat, x, x_logvar, mu, logvar,
-            scale_tril,
+            scale_tril, want_statistics=want_statistics or track[0] is not None,
         )  # fmt: skip
     last, running, momentum = track
     # an empty batch says nothing, unless other ranks had samples

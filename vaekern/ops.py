@@ -8,7 +8,7 @@ upstream gradients, half precision (one rounding, after the upstream factor) and
 passes. ``vaekern::sample`` and its backward draw z and the KL in one pass.
 
 A backend fills the slots of these operators; nothing here knows a formula.  In plain eager mode the
-CPU kernel of ``loss`` is called straight from autograd (_DirectLoss), past the dispatcher, whose
+CPU kernels are called straight from autograd, past the dispatcher, whose
 argument handling costs as much as the kernel at 64 x 784; under torch.compile, tracing and dispatch
 modes the operator itself is what runs (_Loss).  Both run the same kernel with the same arguments.
 """
@@ -318,12 +318,12 @@ class _DirectLoss(torch.autograd.Function):
     """The CPU kernel past the dispatcher; every line here is paid for at 64 x 784."""
 
     @staticmethod
-    def forward(ctx, call, x_hat, x, x_logvar, mu, logvar, scale_tril):
-        options, early, dtype, statistics, beta, last, running, momentum = call
-        value = torch.empty(x.shape[:1] if options[2] == _ROWS else (), dtype=dtype)
+    def forward(ctx, call, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar):
+        options, early, shape, dtype, statistics, beta, last, running, momentum = call
+        value = torch.empty(shape, dtype=dtype)
         if early:
             empty_like = torch.empty_like
-            _, n_x_hat, n_x, n_x_logvar, n_mu, n_logvar, n_tril = ctx.needs_input_grad
+            _, n_x_hat, n_x, n_x_logvar, n_mu, n_logvar, n_tril, n_m, n_p = ctx.needs_input_grad
             grads = (
                 empty_like(x_hat) if n_x_hat else None,
                 empty_like(x) if n_x else None,
@@ -331,15 +331,19 @@ class _DirectLoss(torch.autograd.Function):
                 empty_like(mu) if n_mu else None,
                 empty_like(logvar) if n_logvar else None,
                 empty_like(scale_tril) if n_tril else None,
+                empty_like(prior_mu) if n_m else None,
+                empty_like(prior_logvar) if n_p else None,
             )
         else:
-            grads = _NONE6
+            grads = _NONE8
         _native_loss(
-            x_hat, x, x_logvar, mu, logvar, scale_tril, None, None, beta, None, value, statistics,
-            *grads, None, None, last, running, momentum, *options, torch.get_num_threads(),
+            x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta, None, value,
+            statistics, *grads, last, running, momentum, *options, torch.get_num_threads(),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x_hat, x, x_logvar, mu, logvar, scale_tril, beta)
+        ctx.save_for_backward(
+            x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta
+        )
         ctx.options = options
         ctx.grads = grads if early else None
         return value
@@ -347,7 +351,7 @@ class _DirectLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         if upstream is None:
-            return (None,) * 7
+            return (None,) * 9
         # the first backward gives the forward's buffers away, any later one recomputes
         grads, ctx.grads = ctx.grads, None
         if grads is not None:
@@ -355,24 +359,36 @@ class _DirectLoss(torch.autograd.Function):
                 upstream = upstream.resolve_neg()
             _native_scale(*grads, upstream, torch.get_num_threads())
         else:
-            *inputs, beta = ctx.saved_tensors
             mask = 0
             for i, needed in enumerate(ctx.needs_input_grad[1:]):
                 mask |= needed << i
-            found = iter(_loss_backward_op(upstream, *inputs, None, None, beta, *ctx.options, mask))
-            grads = [next(found) if mask >> i & 1 else None for i in range(6)]
+            with torch.no_grad():
+                found = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
+            grads = _spread(mask, found, 8)
         if torch.is_grad_enabled():  # create_graph=True
             grads = _once(grads, upstream, *ctx.saved_tensors)
         return None, *grads
 
 
-_ROWS = REDUCTIONS["none"]
-_NONE6 = (None,) * 6
+_NONE8 = (None,) * 8
 _native_loss: Any = getattr(cpu.core, "loss", None)
 _native_scale: Any = getattr(cpu.core, "scale", None)
 _native_check: Any = getattr(cpu.core, "check", None)
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _transformed() -> bool:
+    """Inside torch.func's grad, vmap or jvp: the reference is what they can look into."""
+    return not _is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Plain eager mode and plain tensors: nothing that the dispatcher would have to see."""
+    if _is_compiling() or _dispatch_modes():
+        return False
+    return all(t is None or (type(t) in _PLAIN and not t.is_neg()) for t in tensors)
 
 
 def direct_loss(
@@ -403,41 +419,49 @@ def direct_loss(
     statistics = None
     if want_statistics:
         statistics = _loss_outputs(x, mu, dtype, options[0], 0)[1]
-    early = options[2] != _ROWS and not flags & 1 and torch.is_grad_enabled()
-    call = (options, early, dtype, statistics, beta, *track)
-    value = _DirectLoss.apply(call, x_hat, x, x_logvar, mu, logvar, scale_tril)
+    rowwise = options[2] >= _FIRST_ROWWISE
+    early = not rowwise and not flags & 1 and torch.is_grad_enabled()
+    shape = x.shape[:1] if rowwise else ()
+    call = (options, early, shape, dtype, statistics, beta, *track)
+    value = _DirectLoss.apply(call, x_hat, x, x_logvar, mu, logvar, scale_tril, None, None)
     return value, statistics
 
 
 class _Sample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kl, mu, logvar, scale_tril, noise):
+    def forward(ctx, plain, kl, mu, logvar, scale_tril, noise):
         n = ctx.needs_input_grad
-        ctx.mask = n[1] | n[2] << 1 | n[3] << 2
+        ctx.mask, ctx.plain = n[2] | n[3] << 1 | n[4] << 2, plain
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, scale_tril, noise)
-        out = _sample_op(mu, logvar, scale_tril, noise, kl)
+        if plain:
+            out = _sample(mu, logvar, scale_tril, noise, kl, run=_native_sample)
+        else:
+            out = _sample_op(mu, logvar, scale_tril, noise, kl)
         return tuple(out) if kl else out[0]
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl=None):
         mask = ctx.mask
         if grad_z is None and grad_kl is None:
-            return (None,) * 5
+            return (None,) * 6
+        inputs: Any = (grad_z, grad_kl, *ctx.saved_tensors)
         with torch.no_grad():
-            grads = _sample_backward_op(grad_z, grad_kl, *ctx.saved_tensors, mask)
+            if ctx.plain and _plain(grad_z, grad_kl):
+                grads = _sample_backward(*inputs, mask, _native_sample_backward)
+            else:
+                grads = _sample_backward_op(*inputs, mask)
         out = _spread(mask, grads, 3)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            out = _once(out, grad_z, grad_kl, *ctx.saved_tensors)
-        return None, *out, None
+            out = _once(out, *inputs)
+        return None, None, *out, None
+
+
+_native_sample: Any = getattr(cpu.core, "sample", None)
+_native_sample_backward: Any = getattr(cpu.core, "sample_backward", None)
 
 
 # ------------------------------------------------------------------ what functional calls
-
-
-def _transformed() -> bool:
-    """Inside torch.func's grad, vmap or jvp: the reference is what they can look into."""
-    return not _is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def loss(
@@ -454,30 +478,25 @@ def loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     variance: Tensor | None = None,  # the -i modes' estimate when it comes from elsewhere
-) -> tuple[Tensor, Tensor]:
-    """(value, statistics) as in reference.loss, by the kernel or by the reference."""
-    if kernel and _transformed():
-        kernel = False
-    if kernel:
+    want_statistics: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """(value, statistics) as in reference.loss, by the kernel or by the reference; where the
+    statistics are not wanted they may be None."""
+    tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+    if kernel and not _transformed():
+        if _plain(*tensors, beta) and not want_statistics:
+            dtype, rowwise = _value_dtype(*tensors), options.reduction >= _FIRST_ROWWISE
+            like = x if x is not None else mu
+            assert like is not None
+            dims = options.reduction == REDUCTIONS["dims"]
+            shape = like.shape[1:] if dims else like.shape[:1] if rowwise else ()
+            early = not rowwise and not narrow and torch.is_grad_enabled()
+            call = (options, early, shape, dtype, None, beta, None, None, 0.0)
+            return _DirectLoss.apply(call, *tensors), None
         if not torch.is_grad_enabled():  # no gradient is written
-            out = _loss_op(
-                x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta,
-                *options, 0,
-            )  # fmt: skip
+            out = _loss_op(*tensors, beta, *options, 0)
             return out[0], out[1]
-        return _Loss.apply(
-            *options,
-            narrow,
-            beta,
-            x_hat,
-            x,
-            x_logvar,
-            mu,
-            logvar,
-            scale_tril,
-            prior_mu,
-            prior_logvar,
-        )
+        return _Loss.apply(*options, narrow, beta, *tensors)
     clamp = (options.logvar_min, options.logvar_max)
     return reference.loss(
         x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar,
@@ -502,7 +521,8 @@ def sample(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """z, or (z, KL [B])."""
     if kernel and not _transformed():
-        return _Sample.apply(kl, mu, logvar, scale_tril, noise)
+        plain = _plain(mu, logvar, scale_tril, noise)
+        return _Sample.apply(plain, kl, mu, logvar, scale_tril, noise)
     z = reference.reparameterize(mu, logvar, scale_tril, noise)
     if not kl:
         return z

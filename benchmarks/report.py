@@ -18,10 +18,11 @@ from typing import Any
 Row = dict[str, Any]  # the extra_info of one benchmark
 
 
-def report(result: dict[str, Any], statistic: str = "minimum") -> str:
+def report(result: dict[str, Any], statistic: str = "minimum", brief: bool = False) -> str:
     """Markdown for one result file.
 
     statistic: "minimum", the time with the least of other programs in it, or "median".
+    brief: the objectives on one thread only, a line each and a column per size.
 
     Raises:
         ValueError: the file holds no row of these benchmarks.
@@ -32,6 +33,10 @@ def report(result: dict[str, Any], statistic: str = "minimum") -> str:
         raise ValueError("it holds no timed row; pytest benchmarks --benchmark-json=FILE makes one")
     parts = []
     objectives = [r for r in rows if r["kind"] == "objective"]
+    if brief:
+        one = [r for r in objectives if r["threads"] == 1]
+        parts = [_brief(one, statistic), _means(one, statistic), _hardware(result, statistic)]
+        return "\n\n".join(parts) + "\n"
     if objectives:
         parts += [_objectives(objectives, statistic), _means(objectives, statistic)]
     operators = [r for r in rows if r["kind"] == "operator"]
@@ -41,6 +46,17 @@ def report(result: dict[str, Any], statistic: str = "minimum") -> str:
     if steps:
         parts.append(_steps(steps, statistic))
     return "\n\n".join([*parts, _hardware(result, statistic)]) + "\n"
+
+
+def _brief(rows: Sequence[Row], statistic: str) -> str:
+    shapes = list(dict.fromkeys(_shape(row) for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        speedup = row[f"{statistic}_speedup"]
+        cell = f"{_times(speedup['compile'])} · {_times(speedup['eager'])}"
+        lines.setdefault(row["name"], {})[_shape(row)] = cell
+    cells = [[name, *(of.get(shape, "-") for shape in shapes)] for name, of in lines.items()]
+    return _table(["faster than compile · eager", *shapes], cells)
 
 
 def _objectives(rows: Sequence[Row], statistic: str) -> str:
@@ -139,7 +155,8 @@ def _times(ratio: float) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    left = 2 if "size" in head or "batch" in head else 1
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
 
 
@@ -150,9 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("result", type=Path, help="written by --benchmark-json")
     parser.add_argument("--statistic", choices=("minimum", "median"), default="minimum")
+    parser.add_argument("--brief", action="store_true", help="objectives on one thread only")
     options = parser.parse_args(arguments)
     try:
-        text = report(json.loads(options.result.read_text()), options.statistic)
+        text = report(json.loads(options.result.read_text()), options.statistic, options.brief)
     except OSError as error:
         parser.error(f"cannot read {options.result}: {error.strerror}")
     except (ValueError, KeyError) as error:

@@ -162,3 +162,21 @@ def test_command_says_what_is_wrong_with_the_file(
     with pytest.raises(SystemExit):
         report.main([str(path)])
     assert sentence in capsys.readouterr().err
+
+
+def test_brief_is_one_line_per_objective(report: ModuleType) -> None:
+    rows = [
+        row("objective", "fixed", [4, 8], 1, us(10, 25, 40, 5), 100),
+        row("objective", "fixed", [4, 8], 2, us(8, 25, 40, 5), 100),
+        row("objective", "fixed", [4, 16], 1, us(10, 9, 80, 5), 100),
+        row("objective", "learned", [4, 16], 1, us(10, 30, 50, 5), 100),
+    ]
+    table = report._brief(
+        [r["extra_info"] for r in rows if r["extra_info"]["threads"] == 1], "minimum"
+    )
+    assert table.splitlines() == [
+        "| faster than compile · eager | 4 x 8 | 4 x 16 |",
+        "| --- | ---: | ---: |",
+        "| fixed | 2.50x · 4.00x | **0.90x** · 8.00x |",
+        "| learned | - | 3.00x · 5.00x |",
+    ]

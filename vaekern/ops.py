@@ -445,15 +445,16 @@ class _Sample(torch.autograd.Function):
         mask = ctx.mask
         if grad_z is None and grad_kl is None:
             return (None,) * 6
-        inputs: Any = (grad_z, grad_kl, *ctx.saved_tensors)
+        mu, logvar, tril, noise = ctx.saved_tensors
+        args = (grad_z, grad_kl, mu, logvar, tril, noise, mask)
         with torch.no_grad():
             if ctx.plain and _plain(grad_z, grad_kl):
-                grads = _sample_backward(*inputs, mask, _native_sample_backward)
+                grads = _sample_backward(*args, _native_sample_backward)
             else:
-                grads = _sample_backward_op(*inputs, mask)
+                grads = _sample_backward_op(*args)
         out = _spread(mask, grads, 3)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            out = _once(out, *inputs)
+            out = _once(out, *args[:-1])
         return None, None, *out, None
 
 

@@ -16,17 +16,12 @@ namespace vaekern {
 
 constexpr double LOG_2PI = 1.8378770664093454835606594728112;
 
-// How an objective finds the factor a in d NLL / d r = a r.
-//   known: a = exp(-logvar).  Row, column, element: a statistic of q over that group comes first.
-enum class Group { known, everything, row, column, element };
-
-struct Gaussian {
-  static constexpr Group group = Group::known;
-};
+// Every gradient is d NLL / d r = a r with a factor a: exp(-logvar) where the variance is known,
+// else from a statistic of q over a group: everything (iso-i), a row (iso-d), a column (diag-i), an
+// element (diag-d).
 
 // D/2 [log v + 1 + log 2 pi], v = mean of q over everything, kept at or above the smallest normal.
 struct IsoI {
-  static constexpr Group group = Group::everything;
   template <class T>
   static VAEKERN_HD T guarded(T v, T tiny) {
     return v < tiny ? tiny : v;
@@ -40,7 +35,6 @@ struct IsoI {
 
 // D/2 [log(s + eps) - log D + 1 + log 2 pi], s = sum_i q_bi
 struct IsoD {
-  static constexpr Group group = Group::row;
   static VAEKERN_HD double row_value(double s, double D, double eps) {
     return 0.5 * D * (std::log(s + eps) - std::log(D) + 1 + LOG_2PI);
   }
@@ -49,7 +43,6 @@ struct IsoD {
 
 // 1/2 sum_i [log(v_i + eps) + 1 + log 2 pi], v_i = E_B q_bi
 struct DiagI {
-  static constexpr Group group = Group::column;
   template <class T>
   static VAEKERN_HD T factor(T v, T eps) {
     return 1 / (v + eps);
@@ -58,7 +51,6 @@ struct DiagI {
 
 // 1/2 sum_i [log(q_bi + eps) + 1 + log 2 pi]
 struct DiagD {
-  static constexpr Group group = Group::element;
   template <class T>
   static VAEKERN_HD T argument(T q, T eps) {
     return q + eps;

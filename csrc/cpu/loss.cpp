@@ -1,6 +1,8 @@
 // reconstruction + beta KL with its reduction: the CPU kernel of vaekern::loss and its backward.
+#include "columns.h"
+#include "elements.h"
 #include "kl.h"
-#include "reconstruction.h"
+#include "rows.h"
 #include "tables.h"
 
 namespace vaekern {

@@ -252,9 +252,9 @@ def gaussian_kl(
     Args:
         mu, logvar: the posterior's mean and log sigma^2, [B, ...].
         prior_mu, prior_logvar: m and log s^2, broadcasting to mu; default 0. They get gradients
-        too. reduction: "batchmean", "sum", "mean", "none" ([B]) or "dims": per latent dimension,
-        the mean
-            over the batch, shape of one sample; its sum is "batchmean".
+            too.
+        reduction: "batchmean", "sum", "mean", "none" ([B]) or "dims": per latent dimension, the
+            mean over the batch, shape of one sample; its sum is "batchmean".
 
     Returns:
         A scalar in nats, [B] or [...].

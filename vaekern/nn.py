@@ -43,9 +43,9 @@ class GaussianVAELoss(nn.Module):
         covariance: "iso-i", "iso-d", "diag-i" or "diag-d".
         estimate: "mle", "learned" or "fixed".
         variance: fixed: a number or a tensor broadcasting to x; learned iso-i and diag-i: the
-        start. x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose
-        buffers
-            otherwise take it from the first batch).
+            start.
+        x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose
+            buffers otherwise take it from the first batch).
         beta: weight of the KL; a call may override it.
         eps: added inside the log of the MLE objectives.
         activation: None, "sigmoid" or "tanh", applied to x_hat inside the kernel.

@@ -8,9 +8,9 @@ upstream gradients, half precision (one rounding, after the upstream factor) and
 passes. ``vaekern::sample`` and its backward draw z and the KL in one pass.
 
 A backend fills the slots of these operators; nothing here knows a formula.  In plain eager mode the
-CPU kernels are called straight from autograd, past the dispatcher, whose
-argument handling costs as much as the kernel at 64 x 784; under torch.compile, tracing and dispatch
-modes the operator itself is what runs (_Loss).  Both run the same kernel with the same arguments.
+CPU kernels are called straight from autograd, past the dispatcher, whose argument handling costs a
+good part of what the kernel does at 64 x 784; under torch.compile, tracing and dispatch modes the
+operator itself is what runs.  Both run the same kernel with the same arguments.
 """
 
 from __future__ import annotations
@@ -109,71 +109,28 @@ def _gradients(grads: int, *tensors: Tensor | None) -> list[Tensor | None]:
     ]
 
 
-def _loss(  # the CPU kernel and the fake differ in one call
-    x_hat: Tensor | None,
-    x: Tensor | None,
-    x_logvar: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor | None,
-    scale_tril: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    beta: Tensor | None,
-    objective: int,
-    activation: int,
-    reduction: int,
-    beta_number: float,
-    eps: float,
-    logvar_min: float,
-    logvar_max: float,
-    x_logvar_min: float,
-    grads: int,
-    run: Any = None,
-) -> list[Tensor]:
-    tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+def _loss(*args: Any, run: Any = None) -> list[Tensor]:
+    """value, statistics and the gradients asked for; ``args`` as in the operator's schema.  The CPU
+    kernel and the fake differ in ``run`` alone."""
+    tensors, objective, reduction = args[:8], args[9], args[11]
     dtype = _value_dtype(*tensors)
-    value, statistics = _loss_outputs(x, mu, dtype, objective, reduction)
-    out = _gradients(grads, *tensors) if grads else _NO_GRADIENTS
-    if run is not None:
-        run(
-            *tensors, beta, None, value, statistics, *out, None, None, 0.0, objective, activation,
-            reduction, beta_number, eps, logvar_min, logvar_max, x_logvar_min,
-            torch.get_num_threads(),
-        )  # fmt: skip
-    return [value, statistics, *[g for g in out if g is not None]]
+    value, statistics = _loss_outputs(tensors[1], tensors[3], dtype, objective, reduction)
+    return [value, statistics, *_run_loss(None, value, statistics, args, run)]
 
 
-_NO_GRADIENTS: list[Tensor | None] = [None] * 8
+def _loss_backward(upstream: Tensor, *args: Any, run: Any = None) -> list[Tensor]:
+    return _run_loss(upstream, None, None, args, run)
 
 
-def _loss_backward(
-    upstream: Tensor,
-    x_hat: Tensor | None,
-    x: Tensor | None,
-    x_logvar: Tensor | None,
-    mu: Tensor | None,
-    logvar: Tensor | None,
-    scale_tril: Tensor | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    beta: Tensor | None,
-    objective: int,
-    activation: int,
-    reduction: int,
-    beta_number: float,
-    eps: float,
-    logvar_min: float,
-    logvar_max: float,
-    x_logvar_min: float,
-    grads: int,
-    run: Any = None,
+def _run_loss(
+    upstream: Tensor | None, value: Tensor | None, statistics: Tensor | None, args: Any, run: Any
 ) -> list[Tensor]:
-    tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
+    """Makes the gradients' buffers, has them filled, and returns them."""
+    tensors, beta, options, grads = args[:8], args[8], args[9:17], args[17]
     out = _gradients(grads, *tensors)
     if run is not None:
         run(
-            *tensors, beta, upstream, None, None, *out, None, None, 0.0, objective, activation,
-            reduction, beta_number, eps, logvar_min, logvar_max, x_logvar_min,
+            *tensors, beta, upstream, value, statistics, *out, None, None, 0.0, *options,
             torch.get_num_threads(),
         )  # fmt: skip
     return [g for g in out if g is not None]

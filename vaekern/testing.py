@@ -1,4 +1,4 @@
-"""The operator table that tests and benchmarks are generated from, and the measuring stick.
+"""The operator table that the tests are generated from, and the measuring stick.
 
 An ``Operator`` is a public function (or the loss module) with its options fixed and a recipe for
 its inputs.  The same callable gives the truth (float64 inputs, reference backend), what eager
@@ -33,7 +33,6 @@ class Operator:
     run: Callable[[Inputs], Tensor]
     inputs: Callable[[tuple[int, ...]], Inputs]  # data shape [B, ...] -> float64 samples
     data: bool  # False: it has no data, only latents [B, d]
-    bytes_moved: int = 0  # tensors of x's size that a forward with gradient must read or write
 
     def __str__(self) -> str:
         return self.name
@@ -79,7 +78,7 @@ def _nll(layout: str, activation: str | None, reduction: str, samples: int | Non
         )
 
     name = f"gaussian_nll-{layout}-{activation}-{reduction}-L{samples or 0}"
-    return Operator(name, run, inputs, True, 5 if layout == "element" else 3)
+    return Operator(name, run, inputs, True)
 
 
 def _mle(covariance: str, activation: str | None, reduction: str, samples: int | None) -> Operator:
@@ -89,8 +88,7 @@ def _mle(covariance: str, activation: str | None, reduction: str, samples: int |
         )
 
     name = f"mle_nll-{covariance}-{activation}-{reduction}-L{samples or 0}"
-    moved = 5 if covariance == "iso-i" else 3
-    return Operator(name, run, lambda shape: _data(shape, samples), True, moved)
+    return Operator(name, run, lambda shape: _data(shape, samples), True)
 
 
 def _kl(reduction: str, prior: bool) -> Operator:
@@ -160,8 +158,7 @@ def _module(covariance: str, estimate: str, full: bool) -> Operator:
         return loss(**t)
 
     name = f"GaussianVAELoss-{covariance}-{estimate}{'-full' if full else ''}"
-    moved = 5 if (covariance, estimate) in (("iso-i", "mle"), ("diag-d", "learned")) else 3
-    return Operator(name, run, inputs, True, moved)
+    return Operator(name, run, inputs, True)
 
 
 def _table() -> Iterable[Operator]:
@@ -254,10 +251,7 @@ def evaluate(operator: Operator, inputs: Inputs, backend: str, upstream: float =
 
 def draw(operator: Operator, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Inputs:
     """Inputs drawn in the tested dtype: casting the truth's inputs down would hide the kernel's
-    error.
-
-    A factor's diagonal and the noise stay as they are; the layout applies to every tensor but an
-    expanded one, where only the data and the latents repeat."""
+    error.  The layout applies to every tensor."""
     inputs = {k: t.to(dtype) for k, t in operator.inputs(shape).items()}
     change = LAYOUTS[layout]
     return {k: change(t) for k, t in inputs.items()}

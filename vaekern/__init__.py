@@ -13,7 +13,7 @@ __all__ = ["GaussianVAELoss", "LossComponents", "__version__", "backends", "func
 
 def __getattr__(name: str) -> Any:
     # models, data and training come with the [train] extra and are imported only when asked for
-    if name in ("models", "data", "diagnostics", "evaluation", "training"):
+    if name in ("models", "data", "diagnostics", "evaluation", "linalg", "training"):
         import importlib
 
         return importlib.import_module(f"vaekern.{name}")

@@ -163,3 +163,33 @@ def test_several_draws_need_a_variance_that_no_draw_predicts(covariance: str) ->
         VAE.from_config(config, (5,))
     with pytest.raises(ValueError, match="posterior_samples must be at least 1, got 0"):
         VAE(Pair(), nn.Linear(2, 6), vaekern.GaussianVAELoss(), 2, posterior_samples=0)
+
+
+@pytest.mark.parametrize("estimate", ESTIMATES)
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_decoder_distribution_broadcasts_to_the_data(covariance: str, estimate: str) -> None:
+    # As many dimensions as samples: [4] is one variance per dimension or one per sample.
+    variance = torch.tensor([0.1, 0.2, 0.3, 0.4]) if covariance == "diag-i" else 0.5
+    vae = VAE.from_config(
+        ModelConfig(ObjectiveConfig(covariance, estimate), SMALL), (4,), value_range=(0.0, 1.0)
+    )
+    if estimate == "mle":
+        vae.loss.running_variance.copy_(torch.as_tensor(variance))
+    elif hasattr(vae.loss, "x_logvar"):
+        vae.loss.x_logvar.data = torch.as_tensor(variance).log().reshape(-1)
+    z = torch.randn(4, 3)
+    x_hat, x_logvar = vae.decoder_distribution(z)
+    torch.testing.assert_close(x_hat.sigmoid(), vae.decode(z))  # before the activation
+    if estimate == "learned" and covariance == "iso-d":
+        expected = vae.decoder(z)[1][:, None].expand(4, 4)
+    elif estimate == "learned" and covariance == "diag-d":
+        expected = vae.decoder(z)[1]
+    else:
+        expected = torch.as_tensor(variance).log().expand(4, 4)
+    torch.testing.assert_close(x_logvar.expand(4, 4), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decoder_distribution_needs_a_variance() -> None:
+    vae = VAE(nn.Identity(), nn.Linear(2, 3), vaekern.GaussianVAELoss("diag-i", "mle"), 2)
+    with pytest.raises(ValueError, match="must have seen a batch in training mode"):
+        vae.decoder_distribution(torch.zeros(1, 2))

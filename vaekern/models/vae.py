@@ -174,6 +174,18 @@ class VAE(nn.Module):
         .kl, .kl_per_dim, .x_logvar and .mse are detached.
         """
         mu, logvar = self.encode(x)
+        return self.components(x, mu, logvar, beta=beta, generator=generator)
+
+    def components(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        beta: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LossComponents:
+        """`forward` for a batch that is encoded already, for callers who look at q(z|x) too."""
         if self.posterior_samples == 1:
             z = functional.reparameterize(mu, logvar, generator=generator)
             x_hat, x_logvar = self._decoder_output(z)
@@ -184,6 +196,27 @@ class VAE(nn.Module):
             x_hat, x_logvar = self._decoder_output(z.flatten(0, 1))
             x_hat = x_hat.unflatten(0, z.shape[:2])
         return self.loss.components(x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta)
+
+    def decoder_distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_hat, x_logvar) of p(x|z), as `functional.gaussian_nll` takes them beside x.
+
+        x_hat [B, *sample_shape] stands before the loss's activation. x_logvar broadcasts to it: the
+        decoder's own where it predicts one, else `x_logvar`, the variance found in training.
+
+        Raises:
+            ValueError: there is none yet (mle diag-i without x_shape, before the first batch).
+        """
+        x_hat, x_logvar = self._decoder_output(z)
+        if x_logvar is None:
+            x_logvar = self.x_logvar
+            if x_logvar is None:
+                raise ValueError(
+                    "the loss must have seen a batch in training mode before its variance can be "
+                    "used, got none; train a step, or give GaussianVAELoss an x_shape"
+                )
+        elif x_logvar.shape == x_hat.shape[:1]:  # learned iso-d: one per sample
+            x_logvar = x_logvar.view(-1, *[1] * (x_hat.dim() - 1))
+        return x_hat, x_logvar
 
     def _decoder_output(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """x_hat before the loss's activation, and x_logvar where the decoder predicts it."""

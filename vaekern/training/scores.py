@@ -64,10 +64,8 @@ def _likelihood(vae: VAE, x: Tensor, generator: torch.Generator) -> dict[str, fl
     for batch in x.split(CHUNK):
         batch = batch.to(device)
         mu, logvar = vae.encode(batch)
-        output = vae.decoder(functional.reparameterize(mu, logvar, generator=generator))
-        x_hat, x_logvar = output if isinstance(output, tuple) else (output, vae.x_logvar)
-        if x_logvar.shape == batch.shape[:1]:
-            x_logvar = x_logvar.view(-1, *[1] * (batch.dim() - 1))  # learned iso-d: one per sample
+        z = functional.reparameterize(mu, logvar, generator=generator)
+        x_hat, x_logvar = vae.decoder_distribution(z)
         activation = vae.loss.activation
         nll += float(
             functional.gaussian_nll(x_hat, batch, x_logvar, activation=activation, reduction="sum")

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from vaekern.diagnostics import active_units, encoder_variance_spectrum
+from vaekern.diagnostics import (
+    active_units,
+    encoder_variance_histogram,
+    encoder_variance_spectrum,
+    latents,
+)
 
 
 def two_point(stds: list[float]) -> torch.Tensor:
@@ -72,6 +77,72 @@ def test_spectrum_is_ascending_and_its_order_maps_back():
     assert encoder_variance_spectrum(logvar, threshold=1e9).passive == 0
 
 
+def rotation(dims: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(dims, dims, generator=generator).double())[0]
+
+
+def full_covariances(eigenvalues: list[list[float]]) -> torch.Tensor:
+    """Cholesky factors of Q diag(l) Q^T, with another rotation Q for each sample."""
+    factors = []
+    for seed, row in enumerate(torch.tensor(eigenvalues, dtype=torch.float64)):
+        q = rotation(len(row), seed)
+        # R of a QR decomposition, as forming the covariance would lose its small eigenvalues
+        upper = torch.linalg.qr(row.sqrt()[:, None] * q.T)[1]
+        factors.append((upper * upper.diagonal().sign()[:, None]).T)
+    return torch.stack(factors)
+
+
+def test_full_covariances_show_their_eigenvalues():
+    values = [[0.5, 1e-9, 1.0], [0.7, 0.9, 3e-9], [1e-9, 1.2, 0.6]]
+    factors = full_covariances(values)
+    spectrum = encoder_variance_spectrum(scale_tril=factors)
+    expected = torch.tensor(values, dtype=torch.float64).sort(1).values.mean(0)
+    # an eigenvalue's relative error is 2^-52 times the condition number of L, 3e4
+    assert torch.allclose(spectrum.variance, expected, rtol=1e-10, atol=0)
+    assert spectrum.order.tolist() == [0, 1, 2]
+    assert (spectrum.active, spectrum.passive) == (1, 2)
+    above = torch.full((3, 3), 7.0, dtype=torch.float64).triu(1)
+    assert torch.equal(encoder_variance_spectrum(scale_tril=factors + above)[0], spectrum[0])
+
+
+def test_a_diagonal_covariance_is_the_same_both_ways():
+    logvar = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).double()
+    one = encoder_variance_histogram(logvar, bins=7)
+    other = encoder_variance_histogram(scale_tril=torch.diag_embed((logvar / 2).exp()), bins=7)
+    assert torch.equal(one.counts, other.counts)
+    assert one[2:] == other[2:]
+
+
+def test_histogram_counts_every_eigenvalue_of_every_sample(monkeypatch: pytest.MonkeyPatch):
+    variance = torch.tensor([[0.0625, 0.25, 1.0], [0.4375, 0.75, 1.25], [0.25, 0.25, 1.0]])
+    monkeypatch.setattr(latents, "BLOCK_ELEMENTS", 6)  # blocks of two samples and of one
+    histogram = encoder_variance_histogram(variance.double().log(), bins=4)
+    # a bin holds its lower edge, the last one both; 1.25 is beyond. log and exp of 0.25 and of 1
+    # are exact to the last bit
+    assert histogram.counts.tolist() == [1, 4, 0, 3]
+    assert histogram.edges.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert histogram.above == 1
+    assert histogram.manifold_dimension == pytest.approx(5 / 3)
+    low = encoder_variance_histogram(variance.log(), threshold=0.1)
+    assert low.manifold_dimension == pytest.approx(1 / 3)
+
+
+def test_histogram_sees_what_the_means_hide():
+    # every sample lies on a line, but half of them use one dimension and half the other
+    logvar = torch.tensor([[-20.0, 0.0], [0.0, -20.0]])
+    assert encoder_variance_histogram(logvar).manifold_dimension == 1
+    assert encoder_variance_spectrum(logvar, threshold=0.6).active == 2
+    assert encoder_variance_spectrum(logvar, threshold=0.4).active == 0
+
+
+def test_spectrum_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch):
+    logvar = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))
+    whole = encoder_variance_spectrum(logvar)
+    monkeypatch.setattr(latents, "BLOCK_ELEMENTS", 12)
+    assert torch.allclose(encoder_variance_spectrum(logvar).variance, whole.variance, rtol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "word"),
     [
@@ -85,6 +156,18 @@ def test_spectrum_is_ascending_and_its_order_maps_back():
         (lambda: encoder_variance_spectrum(torch.zeros(3, 2).int()), TypeError, "int32"),
         (lambda: encoder_variance_spectrum(torch.full((3, 2), math.inf)), ValueError, "finite"),
         (lambda: encoder_variance_spectrum(torch.zeros(3, 2), threshold=-1), ValueError, "-1"),
+        (lambda: encoder_variance_spectrum(), ValueError, "neither"),
+        (lambda: encoder_variance_histogram(torch.zeros(3, 2), bins=0), ValueError, "bins"),
+        (
+            lambda: encoder_variance_histogram(torch.zeros(3, 2), scale_tril=torch.eye(2)[None]),
+            ValueError,
+            "both",
+        ),
+        (
+            lambda: encoder_variance_histogram(scale_tril=torch.zeros(2, 3)),
+            ValueError,
+            "[N, d, d], got a tensor [2, 3]",
+        ),
     ],
 )
 def test_bad_input(call, error, word):

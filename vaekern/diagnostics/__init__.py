@@ -10,11 +10,6 @@ from vaekern.diagnostics.latents import (
     encoder_variance_histogram,
     encoder_variance_spectrum,
 )
-from vaekern.diagnostics.polarization import (
-    PolarizedRegime,
-    PolarizedRegimeTracker,
-    polarized_regime,
-)
 from vaekern.diagnostics.perturbations import (
     DirectionalVariance,
     LatentTraversals,
@@ -22,16 +17,28 @@ from vaekern.diagnostics.perturbations import (
     latent_traversals,
     perturbed_codes,
 )
+from vaekern.diagnostics.polarization import (
+    PolarizedRegime,
+    PolarizedRegimeTracker,
+    polarized_regime,
+)
 
 __all__ = [
     "ActiveUnits",
+    "DirectionalVariance",
+    "DisentanglementScore",
     "EncoderVarianceHistogram",
     "EncoderVarianceSpectrum",
+    "LatentTraversals",
     "PolarizedRegime",
     "PolarizedRegimeTracker",
     "active_units",
+    "directional_variance",
+    "disentanglement_score",
     "encoder_variance_histogram",
     "encoder_variance_spectrum",
+    "latent_traversals",
     "maximum_mean_discrepancy",
+    "perturbed_codes",
     "polarized_regime",
 ]

@@ -2,6 +2,7 @@
 
 from vaekern.diagnostics.discrepancy import maximum_mean_discrepancy
 from vaekern.diagnostics.disentanglement import DisentanglementScore, disentanglement_score
+from vaekern.diagnostics.information import MutualInformation, mutual_information
 from vaekern.diagnostics.latents import (
     ActiveUnits,
     EncoderVarianceHistogram,
@@ -30,6 +31,7 @@ __all__ = [
     "EncoderVarianceHistogram",
     "EncoderVarianceSpectrum",
     "LatentTraversals",
+    "MutualInformation",
     "PolarizedRegime",
     "PolarizedRegimeTracker",
     "active_units",
@@ -39,6 +41,7 @@ __all__ = [
     "encoder_variance_spectrum",
     "latent_traversals",
     "maximum_mean_discrepancy",
+    "mutual_information",
     "perturbed_codes",
     "polarized_regime",
 ]

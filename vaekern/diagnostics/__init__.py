@@ -1,8 +1,15 @@
 """Numbers that tell what a Gaussian VAE has learned. Nothing here takes gradients."""
 
+from vaekern.diagnostics.column_norms import ColumnNormProduct, column_norm_product
+from vaekern.diagnostics.decoders import (
+    DecoderOrthogonality,
+    OrthogonalitySummary,
+    decoder_orthogonality,
+)
 from vaekern.diagnostics.discrepancy import maximum_mean_discrepancy
 from vaekern.diagnostics.disentanglement import DisentanglementScore, disentanglement_score
 from vaekern.diagnostics.information import MutualInformation, mutual_information
+from vaekern.diagnostics.jacobian import decoder_jacobian, decoder_jacobian_chunks
 from vaekern.diagnostics.latents import (
     ActiveUnits,
     EncoderVarianceHistogram,
@@ -10,6 +17,11 @@ from vaekern.diagnostics.latents import (
     active_units,
     encoder_variance_histogram,
     encoder_variance_spectrum,
+)
+from vaekern.diagnostics.orthogonality import (
+    OrthogonalityDistance,
+    distance_to_orthogonality,
+    random_rotation_baseline,
 )
 from vaekern.diagnostics.perturbations import (
     DirectionalVariance,
@@ -26,17 +38,26 @@ from vaekern.diagnostics.polarization import (
 
 __all__ = [
     "ActiveUnits",
+    "ColumnNormProduct",
+    "DecoderOrthogonality",
     "DirectionalVariance",
     "DisentanglementScore",
     "EncoderVarianceHistogram",
     "EncoderVarianceSpectrum",
     "LatentTraversals",
     "MutualInformation",
+    "OrthogonalityDistance",
+    "OrthogonalitySummary",
     "PolarizedRegime",
     "PolarizedRegimeTracker",
     "active_units",
+    "column_norm_product",
+    "decoder_jacobian",
+    "decoder_jacobian_chunks",
+    "decoder_orthogonality",
     "directional_variance",
     "disentanglement_score",
+    "distance_to_orthogonality",
     "encoder_variance_histogram",
     "encoder_variance_spectrum",
     "latent_traversals",
@@ -44,4 +65,5 @@ __all__ = [
     "mutual_information",
     "perturbed_codes",
     "polarized_regime",
+    "random_rotation_baseline",
 ]

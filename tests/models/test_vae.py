@@ -189,6 +189,17 @@ def test_decoder_distribution_broadcasts_to_the_data(covariance: str, estimate: 
     torch.testing.assert_close(x_logvar.expand(4, 4), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_decoder_distribution_bounds_a_predicted_variance_as_the_loss_does() -> None:
+    config = ModelConfig(ObjectiveConfig("diag-d", "learned", variance=1e-12), SMALL)
+    vae = VAE.from_config(config, (4,))
+    x_hat, x_logvar = vae.decoder_distribution(torch.randn(2, 3))
+    assert (x_logvar == -20).all()
+    x, prior = torch.zeros(2, 4), torch.zeros(2, 3)
+    loss = vae.loss(x_hat, x, prior, prior, x_logvar=vae.decoder(torch.zeros(2, 3))[1])
+    nll = vaekern.functional.gaussian_nll(x_hat, x, x_logvar)
+    torch.testing.assert_close(loss, nll)
+
+
 def test_decoder_distribution_needs_a_variance() -> None:
     vae = VAE(nn.Identity(), nn.Linear(2, 3), vaekern.GaussianVAELoss("diag-i", "mle"), 2)
     with pytest.raises(ValueError, match="must have seen a batch in training mode"):

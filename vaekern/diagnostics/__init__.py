@@ -18,6 +18,7 @@ from vaekern.diagnostics.latents import (
     encoder_variance_histogram,
     encoder_variance_spectrum,
 )
+from vaekern.diagnostics.likelihood import importance_weighted_nll
 from vaekern.diagnostics.orthogonality import (
     OrthogonalityDistance,
     distance_to_orthogonality,
@@ -35,6 +36,14 @@ from vaekern.diagnostics.polarization import (
     PolarizedRegimeTracker,
     polarized_regime,
 )
+from vaekern.diagnostics.reconstruction import ReconstructionLosses, reconstruction_losses
+from vaekern.diagnostics.smoothness import (
+    ExpectedGap,
+    LocalSmoothness,
+    expected_gap,
+    expected_local_smoothness,
+)
+from vaekern.diagnostics.spectrum import LatentSpectrum, latent_spectrum
 
 __all__ = [
     "ActiveUnits",
@@ -44,12 +53,16 @@ __all__ = [
     "DisentanglementScore",
     "EncoderVarianceHistogram",
     "EncoderVarianceSpectrum",
+    "ExpectedGap",
+    "LatentSpectrum",
     "LatentTraversals",
+    "LocalSmoothness",
     "MutualInformation",
     "OrthogonalityDistance",
     "OrthogonalitySummary",
     "PolarizedRegime",
     "PolarizedRegimeTracker",
+    "ReconstructionLosses",
     "active_units",
     "column_norm_product",
     "decoder_jacobian",
@@ -60,10 +73,15 @@ __all__ = [
     "distance_to_orthogonality",
     "encoder_variance_histogram",
     "encoder_variance_spectrum",
+    "expected_gap",
+    "expected_local_smoothness",
+    "importance_weighted_nll",
+    "latent_spectrum",
     "latent_traversals",
     "maximum_mean_discrepancy",
     "mutual_information",
     "perturbed_codes",
     "polarized_regime",
     "random_rotation_baseline",
+    "reconstruction_losses",
 ]

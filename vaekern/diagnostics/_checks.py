@@ -46,3 +46,15 @@ def check_samples(
         raise ValueError(
             f"{name} must be finite, but holds NaN or infinity; look for a diverged run"
         )
+
+
+def check_data(x: Tensor, **at_least_one: int) -> None:
+    """Refuse anything but floating-point x [N, ...] with N >= 1, and options below 1."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor, got {came}; convert it with x.float()")
+    if x.dim() < 2 or len(x) == 0:
+        raise ValueError(f"x must be [N, ...] with N >= 1, got {list(x.shape)}; add a batch axis")
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -12,7 +12,7 @@ from vaekern import functional
 from vaekern.functional import LossComponents
 from vaekern.models import networks
 from vaekern.models.config import ModelConfig
-from vaekern.nn import GaussianVAELoss
+from vaekern.nn import X_LOGVAR_MIN, GaussianVAELoss
 
 # Samples decoded at once where a caller asks for many: enough to fill a machine, and 64-pixel
 # images of this many samples still take only some hundred megabytes of activations.
@@ -214,9 +214,10 @@ class VAE(nn.Module):
                     "the loss must have seen a batch in training mode before its variance can be "
                     "used, got none; train a step, or give GaussianVAELoss an x_shape"
                 )
-        elif x_logvar.shape == x_hat.shape[:1]:  # learned iso-d: one per sample
+            return x_hat, x_logvar
+        if x_logvar.shape == x_hat.shape[:1]:  # learned iso-d: one per sample
             x_logvar = x_logvar.view(-1, *[1] * (x_hat.dim() - 1))
-        return x_hat, x_logvar
+        return x_hat, x_logvar.clamp(min=X_LOGVAR_MIN)  # as the loss bounds it
 
     def _decoder_output(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """x_hat before the loss's activation, and x_logvar where the decoder predicts it."""

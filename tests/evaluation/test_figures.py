@@ -11,9 +11,7 @@ import torch
 
 from vaekern.diagnostics import encoder_variance_spectrum
 from vaekern.evaluation import (
-    _canvas,
     encoder_variance_figure,
-    figures,
     reconstruction_grid,
     sample_grid,
     training_curves,
@@ -21,83 +19,45 @@ from vaekern.evaluation import (
 from vaekern.training import RunError
 
 pytest.importorskip("matplotlib")
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL.Image")
 
 
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
-def find(page: np.ndarray, tile: np.ndarray) -> list[tuple[int, int]]:
-    """Corners (row, column) at which a tile stands in the page, pixel for pixel."""
-    corners = np.argwhere((page[..., 0] == tile[0, 0, 0]) & (page[..., 1] == tile[0, 0, 1]))
-    height, width = tile.shape[:2]
-    return [
-        (int(r), int(c))
-        for r, c in corners
-        if np.array_equal(page[r : r + height, c : c + width], tile)
-    ]
-
-
-def as_tile(image: torch.Tensor, factor: int) -> np.ndarray:
-    """What [C, H, W] in [0, 1] must look like on the page."""
-    scaled = (image * 255).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
-    return scaled.repeat(factor, 0).repeat(factor, 1)
-
-
-def unlike(count: int, *shape: int) -> torch.Tensor:
-    """Images of 256 levels, no two alike."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, 255, (count, *shape), generator=generator).float() / 255
-
-
-def captured(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figures that are saved, for a look at their axes."""
-    seen: list = []
-    original = _canvas.save
-
-    def keep(figure, path):
-        seen.append(figure)
-        original(figure, path)
-
-    monkeypatch.setattr(figures, "save", keep)
-    return seen
-
-
-def test_each_reconstruction_stands_sharp_and_straight_below_its_original(tmp_path: Path):
+def test_each_reconstruction_stands_sharp_and_straight_below_its_original(
+    tmp_path: Path, unlike, read_page
+):
     images = unlike(24, 1, 8, 8)
     originals, reconstructions = images[:12], images[12:]
     reconstruction_grid(originals, reconstructions, tmp_path / "a.png")
-    page = pixels(tmp_path / "a.png")
+    page = read_page(tmp_path / "a.png")
     for original, reconstruction in zip(originals, reconstructions, strict=True):
-        above, below = find(page, as_tile(original, 9)), find(page, as_tile(reconstruction, 9))
+        above, below = page.find(original, 9), page.find(reconstruction, 9)
         assert len(above) == len(below) == 1
         assert below[0] == (above[0][0] + 75, above[0][1])
 
 
-def test_sample_grid_in_colour_keeps_order_and_clamps(tmp_path: Path):
+def test_sample_grid_in_colour_keeps_order_and_clamps(tmp_path: Path, unlike, read_page):
     samples = unlike(4, 3, 32, 32)
     sample_grid(samples * 3 - 1, tmp_path / "a.png", "Samples")  # beyond both ends of the range
-    page = pixels(tmp_path / "a.png")
-    corners = [find(page, as_tile((s * 3 - 1).clamp(0, 1), 2)) for s in samples]
+    page = read_page(tmp_path / "a.png")
+    corners = [page.find((s * 3 - 1).clamp(0, 1), 2) for s in samples]
     assert all(len(found) == 1 for found in corners)
     (a,), (b,), (c,), (d,) = corners
     assert a[0] == b[0] < c[0] == d[0]
     assert a[1] == c[1] < b[1] == d[1]
 
 
-def test_labels_do_not_run_into_tiles(tmp_path: Path):
+def test_labels_do_not_run_into_tiles(tmp_path: Path, read_page):
     reconstruction_grid(torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8), tmp_path / "a.png")
-    page = pixels(tmp_path / "a.png")
+    page = read_page(tmp_path / "a.png").pixels
     black = (page == 0).all(2)
     left = int(np.argwhere(black.sum(0) > 70)[0, 0])  # the first column of tiles
     assert (page[50:, left - 6 : left] == 255).all()
     assert (page[50:, :left] < 200).any()  # and there is a label
 
 
-def test_large_images_and_many_of_them_keep_the_page_small(tmp_path: Path):
+def test_large_images_and_many_of_them_keep_the_page_small(tmp_path: Path, read_page):
     sample_grid(torch.rand(24, 3, 256, 256), tmp_path / "a.png", "Samples")
-    height, width = pixels(tmp_path / "a.png").shape[:2]
+    height, width = read_page(tmp_path / "a.png").pixels.shape[:2]
     assert width < 1300
     assert height < 1700
 
@@ -111,12 +71,11 @@ def test_a_diverged_run_still_gets_its_pictures(tmp_path: Path):
 
 
 @pytest.mark.parametrize("dims", [1, 2, 5, 20])
-def test_vectors_get_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: int):
-    seen = captured(monkeypatch)
+def test_vectors_get_pictures_too(tmp_path: Path, drawn: list, dims: int):
     x = torch.randn(50, dims, generator=torch.Generator().manual_seed(0))
     sample_grid(x, tmp_path / "a.png", "Samples from the prior", data=x + 1)
     reconstruction_grid(x, x * 0.5, tmp_path / "b.png")
-    samples, reconstructions = seen
+    samples, reconstructions = drawn
     panels = 1 if dims == 2 else min(dims, 12)
     assert len(samples.axes) == len(reconstructions.axes) == panels
     axes = reconstructions.axes[0]
@@ -151,12 +110,9 @@ def records(stage: int, dims: int, count: int = 40) -> list[dict]:
     ]
 
 
-def test_training_curves_draw_both_stages_per_dimension(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    seen = captured(monkeypatch)
+def test_training_curves_draw_both_stages_per_dimension(tmp_path: Path, drawn: list):
     training_curves(records(1, 64) + records(2, 16), tmp_path / "a.png")
-    axes = seen[0].axes
+    axes = drawn[0].axes
     assert [a.get_title("left") for a in axes] == [
         f"Stage {s}: {what}"
         for s in (1, 2)
@@ -177,12 +133,11 @@ def test_training_curves_draw_both_stages_per_dimension(
     assert axes[2].get_xlabel() == "epoch"
 
 
-def test_training_curves_leave_out_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen = captured(monkeypatch)
+def test_training_curves_leave_out_what_is_missing(tmp_path: Path, drawn: list):
     rows = [{"step": i, "loss": float(i), "sigma": None, "kl": math.nan} for i in range(5)]
     rows[3]["loss"] = math.inf
     training_curves(rows, tmp_path / "a.png")
-    terms, sigma = seen[0].axes
+    terms, sigma = drawn[0].axes
     assert [line.get_label() for line in terms.lines] == ["loss"]
     assert terms.lines[0].get_xdata().tolist() == [0, 1, 2, 4]
     assert terms.get_ylabel() == "nats per sample"
@@ -190,28 +145,24 @@ def test_training_curves_leave_out_what_is_missing(tmp_path: Path, monkeypatch: 
     training_curves([{"loss": 1.0}], tmp_path / "b.png")  # one point is a point
 
 
-def test_long_noisy_curves_are_smoothed_over_the_pale_original(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    seen = captured(monkeypatch)
+def test_long_noisy_curves_are_smoothed_over_the_pale_original(tmp_path: Path, drawn: list):
     noise = np.random.default_rng(0).normal(size=2000)
     training_curves(
         [{"step": i, "loss": float(v)} for i, v in enumerate(noise)], tmp_path / "a.png"
     )
-    pale, smooth = seen[0].axes[0].lines
+    pale, smooth = drawn[0].axes[0].lines
     assert np.array_equal(pale.get_ydata(), noise)
     assert len(smooth.get_ydata()) == 2000
     assert smooth.get_ydata().std() < 0.35
     # a mean over what exists at the ends, not over zeros beyond them
     training_curves([{"step": i, "loss": 3.0} for i in range(1000)], tmp_path / "b.png")
-    assert np.allclose(seen[1].axes[0].lines[1].get_ydata(), 3)
+    assert np.allclose(drawn[1].axes[0].lines[1].get_ydata(), 3)
 
 
-def test_encoder_variance_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen = captured(monkeypatch)
+def test_encoder_variance_figure(tmp_path: Path, drawn: list):
     logvar = torch.tensor([[0.0, -5.0, -7.0, 0.1]])
     encoder_variance_figure(encoder_variance_spectrum(logvar), tmp_path / "a.png")
-    axes = seen[0].axes[0]
+    axes = drawn[0].axes[0]
     assert axes.get_yscale() == "log"
     assert {t.get_text() for t in axes.get_legend().texts} == {"active: 2", "passive: 2"}
     dots = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 2]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaekern import _checks, functional
 from vaekern.diagnostics._checks import check_samples
-from vaekern.diagnostics._decode import CHUNK, Decoder, decode
+from vaekern.diagnostics._decode import CHUNK, decode
+from vaekern.diagnostics._decoders import Decoder, check_decoder
+from vaekern.diagnostics._exact import exact_evaluation
 from vaekern.diagnostics.latents import encoder_variance_spectrum
 
 
@@ -36,7 +38,7 @@ class LatentTraversals(NamedTuple):
 
 @torch.no_grad()
 def directional_variance(
-    decoder: Decoder,
+    decoder: Any,
     mu: Tensor,  # [B, d]
     logvar: Tensor | None = None,  # [B, d]
     *,
@@ -63,8 +65,9 @@ def directional_variance(
     :math:`\mathrm{scale}^2 |W v_j|^2 / D` with no sampling error.
 
     Args:
-        decoder: maps z [n, d] to the means [n, ...], such as ``vae.decode``; modules are called in
-            evaluation mode. At most 512 codes at once, or ``samples`` where that is more.
+        decoder: a model with ``decode`` (such as a VAE), a module or a function of z. Modules are
+            put in evaluation mode meanwhile. At most 512 codes are decoded at once, or
+            ``samples`` where that is more.
         mu: [B, d] encoder means of B inputs.
         logvar: [B, d] encoder log-variances, log sigma^2: the directions are the axes.
         scale_tril: [B, d, d] lower triangular L, in the place of logvar.
@@ -102,6 +105,7 @@ def directional_variance(
     _checks.positive("scale", scale, "1 is the prior's standard deviation")
     if samples < 2:
         raise ValueError(f"samples must be at least 2 to have a variance, got {samples}")
+    checked, mu = check_decoder(decoder, mu, "mean")
     eigenvalue, direction = _eigen(logvar, scale_tril)
     offsets = scale * _offsets(samples, draws, mu.device, generator)
 
@@ -110,7 +114,7 @@ def directional_variance(
     variance, images = [], []
     for rows in torch.arange(batch * d, device=mu.device).split(max(1, CHUNK // samples)):
         moved = mu.double()[rows // d, None] + offsets[:, None] * steps[rows, None]
-        x = decode(decoder, moved.flatten(0, 1).to(mu.dtype), chunk=max(CHUNK, samples))
+        x = _decode(checked, moved.flatten(0, 1).to(mu.dtype), max(CHUNK, samples))
         x = x.unflatten(0, (len(rows), samples))
         variance.append(x.double().flatten(2).var(1, correction=0).mean(1))
         if return_images:
@@ -125,7 +129,7 @@ def directional_variance(
 
 @torch.no_grad()
 def perturbed_codes(
-    decoder: Decoder,
+    decoder: Any,
     mu: Tensor,  # [N, d]
     variances: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
     *,
@@ -140,8 +144,8 @@ def perturbed_codes(
     decoder keeps to the original longer.
 
     Args:
-        decoder: maps z [n, d] to the means [n, ...], such as ``vae.decode``; modules are called in
-            evaluation mode, with at most 512 codes at once.
+        decoder: a model with ``decode`` (such as a VAE), a module or a function of z. Modules are
+            put in evaluation mode meanwhile. At most 512 codes are decoded at once.
         mu: [N, d] encoder means.
         variances: S values of s^2; 0 decodes mu itself.
         samples: K draws for each code.
@@ -171,17 +175,18 @@ def perturbed_codes(
         )
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
+    checked, mu = check_decoder(decoder, mu, "mean")
     noise = torch.randn(
         len(mu), samples, mu.shape[1], generator=generator, device=mu.device, dtype=mu.dtype
     )
     return torch.stack(
-        [decode(decoder, (mu[:, None] + math.sqrt(v) * noise).flatten(0, 1)) for v in variances]
+        [_decode(checked, (mu[:, None] + math.sqrt(v) * noise).flatten(0, 1)) for v in variances]
     ).unflatten(1, (len(mu), samples))
 
 
 @torch.no_grad()
 def latent_traversals(
-    decoder: Decoder,
+    decoder: Any,
     mu: Tensor,  # [N, d]
     logvar: Tensor,  # [N, d]
     *,
@@ -198,8 +203,8 @@ def latent_traversals(
     :math:`\mathrm{KL}_j = \tfrac12 \mathrm{E}_x (\mu_j^2 + \sigma_j^2 - \log \sigma_j^2 - 1)`.
 
     Args:
-        decoder: maps z [n, d] to the means [n, ...], such as ``vae.decode``; modules are called in
-            evaluation mode, with at most 512 codes at once.
+        decoder: a model with ``decode`` (such as a VAE), a module or a function of z. Modules are
+            put in evaluation mode meanwhile. At most 512 codes are decoded at once.
         mu: [N, d] encoder means over a data set.
         logvar: [N, d] encoder log-variances, log sigma^2.
         code: [d] the code to start from; by default 0, the prior's mean.
@@ -236,16 +241,24 @@ def latent_traversals(
     _checks.positive("reach", reach, "3 covers the prior")
     if rows < 1 or steps < 2:
         raise ValueError(f"rows must be at least 1 and steps at least 2, got {rows} and {steps}")
+    checked, code = check_decoder(decoder, code[None], "mean")
     spectrum = encoder_variance_spectrum(logvar)
     dimension = spectrum.order[:rows]
     kl = functional.gaussian_kl(mu.double(), logvar.double(), reduction="dims")
-    value = torch.linspace(-reach, reach, steps, dtype=torch.float64, device=mu.device)
-    z = code.to(mu.dtype).repeat(len(dimension), steps, 1)
-    z[torch.arange(len(dimension), device=mu.device), :, dimension] = value.to(mu.dtype)
-    images = decode(decoder, z.flatten(0, 1)).unflatten(0, (len(dimension), steps))
+    # linspace would miss the 0 in the middle by its rounding
+    place = torch.arange(1 - steps, steps, 2, dtype=torch.float64, device=mu.device)
+    value = reach * place / (steps - 1)
+    z = code.repeat(len(dimension), steps, 1)
+    z[torch.arange(len(dimension), device=z.device), :, dimension] = value.to(z.dtype)
+    images = _decode(checked, z.flatten(0, 1)).unflatten(0, (len(dimension), steps))
     return LatentTraversals(
         images, dimension, value, spectrum.variance[: len(dimension)], kl[dimension]
     )
+
+
+def _decode(decoder: Decoder, z: Tensor, chunk: int = CHUNK) -> Tensor:
+    with exact_evaluation(decoder.module, z.device):
+        return decode(decoder.function, z, chunk=chunk)
 
 
 def _eigen(logvar: Tensor | None, scale_tril: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # Distinct in greyscale and to colour-blind readers.
 BLUE, ORANGE, GREEN = "#2b6cb0", "#dd7a1f", "#2f8f6b"
 INK, MUTED, FAINT = "#1f2933", "#7b8794", "#d9dee4"
+# For classes; none of them is grey.
+CLASSES = (
+    BLUE, ORANGE, GREEN, "#c2334d", "#7e57b5", "#8c5a3c", "#d76fb0", "#b3a21b", "#3fb3c4", INK,
+)  # fmt: skip
 DPI = 120
 
 
@@ -59,7 +63,13 @@ def whole_numbers(axis: Axis) -> None:
     """Ticks at integers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
+    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def numbered(axes: Axes, count: int) -> None:
+    """An x axis for the places 1 to ``count``."""
+    axes.set_xlim(0.2, count + 0.8)
+    whole_numbers(axes.xaxis)
 
 
 def legend(axes: Axes, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 TILE = 72  # pixels a tile should have on the page, reached by repeating whole pixels
 WIDEST = 1200  # pixels of tiles in a row
+HIGHEST = 1600  # pixels of tiles in a column, where a figure has many rows
 MARGIN = 24
 GAP = 3
 TITLE_HEIGHT = 46
+HEAD_HEIGHT = 22
 LABEL_WIDTH = 116
+LETTER = 8.5  # pixels of width in a label
+BREAK = 14  # between groups of columns
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,37 @@ def columns(images: Tensor, wanted: int) -> int:
     return max(1, min(wanted, WIDEST // (images.shape[-1] * zoom(images))))
 
 
-def tile_figure(rows: list[Row], *, title: str, note: str = "") -> Figure:
-    """Rows of tiles under a title; labels stand to the left of their rows."""
+def rows_that_fit(images: Tensor, wanted: int) -> int:
+    """How many rows of tiles fit on a page, up to ``wanted``."""
+    return max(1, min(wanted, HIGHEST // (images.shape[-2] * zoom(images))))
+
+
+def tile_figure(
+    rows: list[Row],
+    *,
+    title: str,
+    note: str = "",
+    heads: Sequence[str] = (),
+    breaks: Collection[int] = (),
+) -> Figure:
+    """Rows of tiles under a title; labels stand to the left of their rows.
+
+    ``heads`` stand above the columns; before the columns in ``breaks`` there is more space.
+    """
     factor = zoom(rows[0].images)
     height, width = (side * factor for side in rows[0].images.shape[-2:])
     most = max(len(row.images) for row in rows)
-    label_width = LABEL_WIDTH if any(row.label for row in rows) else 0
-    page_width = max(2 * MARGIN + label_width + most * (width + GAP) - GAP, 420)
+    label_width = 0
+    if any(row.label for row in rows):
+        letters = max(len(line) for row in rows for line in row.label.split("\n"))
+        label_width = max(LABEL_WIDTH, round(LETTER * letters) + GAP)
+    starts = [i * (width + GAP) + BREAK * sum(b <= i for b in breaks) for i in range(most)]
+    grid_width = starts[-1] + width
+    page_width = max(2 * MARGIN + label_width + grid_width, 420)
     left = MARGIN + label_width
     if not label_width:
-        left = (page_width - most * (width + GAP) + GAP) // 2  # a narrow grid sits in the middle
-    top = TITLE_HEIGHT
+        left = (page_width - grid_width) // 2  # a narrow grid sits in the middle
+    top = TITLE_HEIGHT + (HEAD_HEIGHT if heads else 0)
     page = np.full(
         (
             top + sum(row.space_above + height + GAP for row in rows) - GAP + MARGIN,
@@ -65,7 +90,7 @@ def tile_figure(rows: list[Row], *, title: str, note: str = "") -> Figure:
     for row in rows:
         top += row.space_above
         for column, pixels in enumerate(_pixels(row.images, factor)):
-            start = left + column * (width + GAP)
+            start = left + starts[column]
             page[top : top + height, start : start + width] = pixels
         labels.append((top + height / 2, row.label))
         top += height + GAP
@@ -79,8 +104,14 @@ def tile_figure(rows: list[Row], *, title: str, note: str = "") -> Figure:
         edge, 1 - 16 / total, title, ha="left", va="top", color=INK, fontsize=11, fontweight="bold"
     )
     if note:
-        right = (left + most * (width + GAP) - GAP) / page.shape[1]
+        right = (left + grid_width) / page.shape[1]
         figure.text(right, 1 - 17 / total, note, ha="right", va="top", color=MUTED, fontsize=9)
+    for start, head in zip(starts, heads, strict=False):
+        middle = (left + start + width / 2) / page.shape[1]
+        figure.text(
+            middle, 1 - (TITLE_HEIGHT + HEAD_HEIGHT - 5) / total, head, ha="center", va="bottom",
+            color=INK, fontsize=9,
+        )  # fmt: skip
     for centre, label in labels:
         figure.text(edge, 1 - centre / total, label, ha="left", va="center", color=INK, fontsize=9)
     return figure

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from vaekern.evaluation._canvas import BLUE, FAINT, INK, MUTED, ORANGE, dress, legend, new_figure
+from vaekern.evaluation._canvas import (
+    BLUE,
+    CLASSES,
+    FAINT,
+    INK,
+    MUTED,
+    ORANGE,
+    dress,
+    legend,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +37,8 @@ def sample_figure(samples: Tensor, title: str, data: Tensor | None) -> Figure:
         figure = new_figure(6, 6)
         axes = figure.add_subplot()
         if real is not None:
-            axes.scatter(*real.T, **_dots(len(real)), color=MUTED, label="data")
-        axes.scatter(*drawn.T, **_dots(len(drawn)), color=BLUE, label="samples")
+            axes.scatter(*real.T, **dots(len(real)), color=MUTED, label="data")
+        axes.scatter(*drawn.T, **dots(len(drawn)), color=BLUE, label="samples")
         axes.set_aspect("equal", adjustable="datalim")
         dress(axes, title=title, x="dimension 1", y="dimension 2")
         if real is not None:
@@ -63,8 +74,8 @@ def reconstruction_figure(originals: Tensor, reconstructions: Tensor, title: str
         axes = figure.add_subplot()
         pairs = list(np.stack([real, drawn], 1))
         axes.add_collection(LineCollection(pairs, colors=MUTED, linewidths=0.6, zorder=1))
-        axes.scatter(*real.T, **_dots(len(real)), color=INK, label="original", zorder=2)
-        axes.scatter(*drawn.T, **_dots(len(drawn)), color=ORANGE, label="reconstruction", zorder=3)
+        axes.scatter(*real.T, **dots(len(real)), color=INK, label="original", zorder=2)
+        axes.scatter(*drawn.T, **dots(len(drawn)), color=ORANGE, label="reconstruction", zorder=3)
         axes.set_aspect("equal", adjustable="datalim")
         dress(axes, title=title, x="dimension 1", y="dimension 2")
         legend(axes, loc="upper right")
@@ -72,10 +83,36 @@ def reconstruction_figure(originals: Tensor, reconstructions: Tensor, title: str
     figure, panels = _panels(real.shape[1], title)
     for i, axes in enumerate(panels):
         axes.axline((float(real[:, i].mean()),) * 2, slope=1, color=MUTED, linewidth=0.8)
-        axes.scatter(real[:, i], drawn[:, i], **_dots(len(real)), color=BLUE)
+        axes.scatter(real[:, i], drawn[:, i], **dots(len(real)), color=BLUE)
         dress(axes, title=f"dimension {i + 1}", x="original")
         if _leftmost(axes):
             axes.set_ylabel("reconstruction", color=INK, fontsize=10)
+    return figure
+
+
+def traversal_figure(samples: Tensor, values: Tensor, names: Sequence[str], title: str) -> Figure:
+    """[R, C, D] decoded at C values of R latent dimensions: a panel for each, D curves in it."""
+    drawn, place = _array(samples), _array(values)
+    dims = drawn.shape[2]
+    named = dims <= len(CLASSES)
+    figure, panels = _panels(len(drawn), title)
+    # one range for all, so that a latent dimension without effect shows flat lines
+    inside = drawn[np.isfinite(drawn)]
+    low, high = (inside.min(), inside.max()) if len(inside) else (0, 1)
+    margin = 0.06 * (high - low) or 0.5
+    for axes, name, curves in zip(panels, names, drawn, strict=True):
+        for i, curve in enumerate(curves.T):
+            colour = CLASSES[i] if named else BLUE
+            width, alpha = (1.4, 1.0) if named else (0.7, 0.5)
+            axes.plot(place, curve, color=colour, label=str(i + 1), linewidth=width, alpha=alpha)
+        axes.set_ylim(low - margin, high + margin)
+        dress(axes, title=name, x="z", y="decoded" if _leftmost(axes) else "")
+    if named:
+        handles = panels[0].lines
+        figure.legend(
+            handles=handles, title="data dimension", loc="outside right upper", frameon=False,
+            fontsize=9, title_fontsize=9, labelcolor=INK, handlelength=1.6,
+        )  # fmt: skip
     return figure
 
 
@@ -95,7 +132,7 @@ def _leftmost(axes: Axes) -> bool:
     return spec is not None and spec.is_first_col()
 
 
-def _dots(count: int) -> dict[str, Any]:
+def dots(count: int) -> dict[str, Any]:
     """Many points are drawn small and pale, so that density shows."""
     return {
         "s": float(np.clip(4000 / max(count, 1), 3, 18)),

@@ -23,9 +23,10 @@ from vaekern.evaluation._canvas import (
     dress,
     legend,
     new_figure,
+    numbered,
     save,
-    whole_numbers,
 )
+from vaekern.evaluation._checks import check_pictures
 from vaekern.evaluation._curves import Record, curves_figure, is_number, stage_of
 
 
@@ -44,8 +45,8 @@ def reconstruction_grid(
         ValueError: shapes that differ, no samples, or neither images nor vectors.
         RunError: the file cannot be written.
     """
-    _check_samples("originals", originals)
-    _check_samples("reconstructions", reconstructions)
+    check_pictures("originals", originals)
+    check_pictures("reconstructions", reconstructions)
     if originals.shape != reconstructions.shape:
         raise ValueError(
             f"reconstructions must have the shape of originals, got {list(reconstructions.shape)} "
@@ -88,7 +89,7 @@ def sample_grid(
         ValueError: no samples, neither images nor vectors, or ``data`` that does not fit.
         RunError: the file cannot be written.
     """
-    _check_samples("samples", samples)
+    check_pictures("samples", samples)
     if data is not None and (samples.ndim != 2 or data.shape[1:] != samples.shape[1:]):
         raise ValueError(
             f"data must be vectors [M, D] beside samples [N, D], got {list(data.shape)} and "
@@ -163,7 +164,6 @@ def encoder_variance_figure(spectrum: EncoderVarianceSpectrum, path: str | Path)
             axes.scatter(place[part], variance[part], s=size, color=colour, label=label, zorder=3)
     lowest, highest = min(float(variance.min()), 0.1), max(float(variance.max()), 1.0)
     axes.set_ylim(lowest / 1.6, highest * 1.8)
-    axes.set_xlim(0.2, len(variance) + 0.8)
     axes.text(
         0.995, 1.04, "prior", transform=axes.get_yaxis_transform(), ha="right", va="bottom",
         color=MUTED, fontsize=9,
@@ -174,21 +174,10 @@ def encoder_variance_figure(spectrum: EncoderVarianceSpectrum, path: str | Path)
         x="latent dimension, sorted by variance",
         y="mean encoder variance (log scale)",
     )
-    whole_numbers(axes.xaxis)
+    numbered(axes, len(variance))
     axes.grid(axis="x", visible=False)
     legend(axes, loc="lower right")
     save(figure, path)
-
-
-def _check_samples(name: str, samples: Tensor) -> None:
-    if not isinstance(samples, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(samples).__name__}")
-    image = samples.ndim == 4 and samples.shape[1] in (1, 3)
-    if not (image or samples.ndim == 2) or samples.numel() == 0:
-        raise ValueError(
-            f"{name} must be images [N, C, H, W] with C 1 or 3 or vectors [N, D], and at least one "
-            f"of them, got {list(samples.shape)}"
-        )
 
 
 def _mse(originals: Tensor, reconstructions: Tensor) -> str:

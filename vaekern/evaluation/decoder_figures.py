@@ -1,0 +1,330 @@
+"""Pictures of what the decoder does around a code, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaekern.diagnostics import DirectionalVariance, LatentTraversals
+from vaekern.evaluation import _tiles, _vectors
+from vaekern.evaluation._canvas import (
+    BLUE,
+    FAINT,
+    MUTED,
+    dress,
+    legend,
+    new_figure,
+    numbered,
+    save,
+)
+from vaekern.evaluation._checks import check_pictures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROWS = 12
+BINS = 40
+
+
+def latent_traversals_figure(traversals: LatentTraversals, path: str | Path) -> None:
+    """One row per latent dimension, moved through the prior's range; the most used come first.
+
+    Images: up to 12 rows of sharp tiles (fewer where they are large), labelled with mean encoder
+    variance and KL. Vectors: one panel per latent dimension, with each dimension of the data as a
+    curve over z_j; a dimension that the decoder ignores gives flat lines.
+
+    Args:
+        traversals: from :func:`vaekern.diagnostics.latent_traversals`.
+        path: the PNG file.
+
+    Raises:
+        ValueError: the decoded samples are neither images nor vectors.
+        RunError: the file cannot be written.
+    """
+    images = traversals.images
+    check_pictures("traversals.images", images.flatten(0, 1))
+    most = ROWS if images.ndim == 3 else _tiles.rows_that_fit(images, ROWS)
+    images = images[:most]
+    names = [
+        f"z{j}: σ² {variance:.2g}\nKL {kl:.2f} nats"
+        for j, variance, kl in zip(
+            traversals.dimension.tolist(),
+            traversals.variance.tolist(),
+            traversals.kl.tolist(),
+            strict=True,
+        )
+    ][:most]
+    title = "Latent traversals"
+    if images.ndim == 3:
+        save(_vectors.traversal_figure(images, traversals.value, names, title), path)
+        return
+    shown = _spread(images.shape[1], _tiles.columns(images[0], images.shape[1]))
+    rows = [_tiles.Row(row[shown], name) for row, name in zip(images, names, strict=True)]
+    heads = [f"{value:.2g}" for value in traversals.value[shown].tolist()]
+    heads[0] = f"z = {heads[0]}"
+    save(_tiles.tile_figure(rows, title=title, heads=heads), path)
+
+
+def directional_variance_figure(
+    result: DirectionalVariance, path: str | Path, *, sample: int = 0
+) -> None:
+    """What moving a code along each eigen-direction of the encoder's covariance does.
+
+    With decoded images: one row per direction of one sample (12 at most, fewer of large images,
+    evenly spread), smallest
+    eigenvalue first. Without them, and for vectors: the variance over the eigenvalue for all
+    samples and directions, both on logarithmic axes.
+
+    Args:
+        result: from :func:`vaekern.diagnostics.directional_variance`, with ``return_images=True``
+            for tiles.
+        path: the PNG file.
+        sample: which of the B samples the tiles show.
+
+    Raises:
+        ValueError: no such sample.
+        RunError: the file cannot be written.
+
+    Source: Dai and Wipf 2019, "Diagnosing and enhancing VAE models", figures 2 and 14.
+    """
+    count = len(result.variance)
+    if not -count <= sample < count:
+        raise ValueError(f"sample must be below {count}, the number of samples, got {sample}")
+    if result.images is None or result.images.ndim == 4:
+        _scatter_directions(result, path)
+        return
+    images = result.images[sample]
+    check_pictures("result.images", images.flatten(0, 1))
+    places = _spread(len(images), _tiles.rows_that_fit(images, ROWS))
+    shown = _spread(images.shape[1], _tiles.columns(images[0], images.shape[1]))
+    rows = [
+        _tiles.Row(
+            images[place, shown],
+            f"λ {float(result.eigenvalue[sample, place]):.2g}\n"
+            f"var {float(result.variance[sample, place]):.2g}",
+        )
+        for place in places
+    ]
+    note = f"{len(rows)} of {len(images)} directions" if len(rows) < len(images) else ""
+    title = "Codes moved along the directions of the encoder's covariance"
+    save(_tiles.tile_figure(rows, title=title, note=note), path)
+
+
+def _scatter_directions(result: DirectionalVariance, path: str | Path) -> None:
+    eigenvalue, variance = (
+        v.detach().double().cpu().flatten().numpy() for v in (result.eigenvalue, result.variance)
+    )
+    # zero has no place on a log axis
+    floor = float(variance.max()) * 1e-9 or 1e-12
+    figure = new_figure(6.4, 4.6)
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log")
+    dots = _vectors.dots(len(variance))
+    axes.scatter(
+        np.maximum(eigenvalue, np.finfo(np.float64).tiny), np.maximum(variance, floor),
+        color=BLUE, **dots,
+    )  # fmt: skip
+    dress(
+        axes,
+        title="Decoded variance along the encoder's directions",
+        x="eigenvalue of the encoder's covariance (log scale)",
+        y="variance, mean over dimensions (log scale)",
+    )
+    save(figure, path)
+
+
+def perturbed_codes_figure(
+    originals: Tensor,  # [N, C, H, W] in [0, 1]
+    reconstructions: Tensor,  # the same shape
+    images: Tensor,  # [S, N, K, C, H, W]
+    variances: Sequence[float],
+    path: str | Path,
+) -> None:
+    """Originals, their reconstructions, and the decoded neighbours of their codes.
+
+    One block per original, one row per variance s^2 in it; at most 16 rows, fewer of large
+    images.
+
+    Args:
+        originals: [N, C, H, W] in [0, 1].
+        reconstructions: decoded encoder means, of the same shape.
+        images: [S, N, K, C, H, W] from :func:`vaekern.diagnostics.perturbed_codes`.
+        variances: the S values of s^2.
+        path: the PNG file.
+
+    Raises:
+        ValueError: shapes that do not fit, or samples that are no images.
+        RunError: the file cannot be written.
+
+    Source: Takida et al. 2022, figure D.3.
+    """
+    check_pictures("originals", originals)
+    if originals.ndim != 4:
+        raise ValueError(
+            f"originals must be images [N, C, H, W], got {list(originals.shape)}; for vectors "
+            "look at vaekern.diagnostics.expected_gap"
+        )
+    wanted = (len(variances), len(originals))
+    fits = (
+        images.ndim == 6 and images.shape[:2] == wanted and images.shape[3:] == originals.shape[1:]
+    )
+    if reconstructions.shape != originals.shape or not fits:
+        raise ValueError(
+            f"reconstructions and images must belong to originals {list(originals.shape)} and "
+            f"{len(variances)} variances, got {list(reconstructions.shape)} and "
+            f"{list(images.shape)}; images are [S, N, K, C, H, W]"
+        )
+    per_row = max(1, _tiles.columns(originals, 2 + images.shape[2]) - 2)
+    blank = torch.ones_like(originals[0])
+    rows = []
+    blocks = max(1, _tiles.rows_that_fit(originals, 16) // len(variances))
+    for n in range(min(len(originals), blocks)):
+        for s, variance in enumerate(variances):
+            pair = [blank, blank] if s else [originals[n], reconstructions[n]]
+            tiles = torch.cat([torch.stack(pair).to(images), images[s, n, :per_row]])
+            rows.append(_tiles.Row(tiles, f"s² = {variance:g}", 14 if n and not s else 0))
+    heads = ["input", "decoded"]
+    save(
+        _tiles.tile_figure(rows, title="Decoded neighbours of codes", heads=heads, breaks=(2,)),
+        path,
+    )
+
+
+def orthogonality_figure(
+    full: Tensor,  # [B]
+    path: str | Path,
+    *,
+    active: Tensor | None = None,  # [B]
+    random: Tensor | None = None,  # [R]
+    random_active: Tensor | None = None,  # [R]
+) -> None:
+    """Distances to orthogonality of the samples beside those of random rotations.
+
+    Args:
+        full: [B] distances of all d dimensions.
+        path: the PNG file.
+        active: [B] distances of the k active dimensions; a panel of its own.
+        random: [R] distances of random rotations of d dimensions, to compare ``full`` with.
+        random_active: [R] distances of random rotations of k dimensions.
+
+    Raises:
+        ValueError: no distances, or values that are not finite.
+        RunError: the file cannot be written.
+
+    Source: Rolinek et al. 2019, "Variational autoencoders pursue PCA directions (by accident)",
+    equation 29 and table 2.
+    """
+    panels = [("all dimensions", full, random)]
+    if active is not None:
+        panels.append(("active dimensions", active, random_active))
+    arrays = {
+        name: (_distances("full" if i == 0 else "active", model), _baseline(baseline))
+        for i, (name, model, baseline) in enumerate(panels)
+    }
+    everything = np.concatenate([a for pair in arrays.values() for a in pair])
+    edges = np.linspace(0, float(everything.max()) * 1.03 or 1, BINS + 1)
+    figure = new_figure(7.2, 0.6 + 2.9 * len(panels))
+    for i, (name, (model, baseline)) in enumerate(arrays.items()):
+        axes = figure.add_subplot(len(panels), 1, i + 1)
+        if len(baseline):
+            _percent(axes, baseline, edges, MUTED, "random rotations", filled=FAINT)
+        _percent(axes, model, edges, BLUE, "decoder")
+        axes.set_xlim(edges[0], edges[-1])
+        last = i == len(panels) - 1
+        dress(
+            axes,
+            title=f"Distance to orthogonality, {name}",
+            x="distance to the nearest signed permutation" if last else "",
+            y="percent",
+        )
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend
+        legend(axes, loc="upper left", ncols=2)
+    save(figure, path)
+
+
+def _percent(
+    axes: Axes,
+    values: np.ndarray,
+    edges: np.ndarray,
+    colour: str,
+    label: str,
+    *,
+    filled: str | None = None,
+) -> None:
+    """A histogram in percent, and the mean as a line down to the axis."""
+    share = 100 * np.histogram(values, edges)[0] / len(values)
+    axes.stairs(
+        share, edges, fill=filled is not None, linewidth=1.4, edgecolor=colour,
+        facecolor=filled or "none", label=f"{label}, mean {values.mean():.3g}",
+    )  # fmt: skip
+    axes.vlines(
+        float(values.mean()), 0, float(share.max()), color=colour, linewidth=1.2, linestyle="--"
+    )
+
+
+def _distances(name: str, values: Tensor) -> np.ndarray:
+    if values.ndim != 1 or not len(values) or not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"{name} must be finite distances [B], at least one, got {list(values.shape)}; pass a "
+            "field of distance_to_orthogonality"
+        )
+    array: np.ndarray = values.detach().double().cpu().numpy()
+    return array
+
+
+def _baseline(values: Tensor | None) -> np.ndarray:
+    return np.empty(0) if values is None else _distances("random", values)
+
+
+def singular_value_gaps_figure(
+    gaps: Tensor,  # [B, d - 1]
+    path: str | Path,
+) -> None:
+    """Relative gaps between neighbouring singular values of the decoder's Jacobian.
+
+    Where a gap is small, the two singular vectors are hardly determined, and their distance to
+    orthogonality says little.
+
+    Args:
+        gaps: [B, d - 1] from ``distance_to_orthogonality``, largest singular values first.
+        path: the PNG file.
+
+    Raises:
+        ValueError: a shape other than [B, d - 1], or values that are not finite.
+        RunError: the file cannot be written.
+    """
+    if gaps.ndim != 2 or not gaps.numel() or not bool(torch.isfinite(gaps).all()):
+        raise ValueError(
+            f"gaps must be finite [B, d - 1], got {list(gaps.shape)}; pass a field of "
+            "distance_to_orthogonality"
+        )
+    low, middle, high = np.quantile(gaps.detach().double().cpu().numpy(), [0.05, 0.5, 0.95], axis=0)
+    place = np.arange(1, gaps.shape[1] + 1)
+    width = float(np.clip(200 / len(place), 0.7, 3))
+    figure = new_figure(7.2, 4.2)
+    axes = figure.add_subplot()
+    axes.vlines(
+        place, low, high, color=BLUE, linewidth=width, alpha=0.35, label="5 to 95 % of samples"
+    )
+    axes.scatter(place, middle, s=float(np.clip(1500 / len(place), 8, 42)), color=BLUE, zorder=3,
+                 label="median")  # fmt: skip
+    axes.set_ylim(0, float(high.max()) * 1.15 or 1)
+    dress(
+        axes,
+        title="Relative gaps between singular values",
+        x="gap after singular value",
+        y="relative gap",
+    )
+    numbered(axes, len(place))
+    legend(axes, loc="best")
+    save(figure, path)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, evenly spread, with both ends."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

@@ -399,7 +399,7 @@ def test_folder_is_quiet_when_not_a_terminal(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_unknown_specs_list_the_known_and_suggest_the_closest(tmp_path: Path):
-    known = "digits | idx:DIR | npy:FILE | folder:DIR"
+    known = "digits | idx:DIR | npy:FILE | folder:DIR | synth-lin | synth-nonlin"
     assert known in message("mnist")
     assert "did you mean" not in message("mnist")
     assert message("digit").endswith("did you mean digits?")

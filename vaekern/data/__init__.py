@@ -1,4 +1,4 @@
-"""Real data by one short name: digits, idx:DIR, npy:FILE or folder:DIR."""
+"""Data by one short name: digits, idx:DIR, npy:FILE, folder:DIR, or the synthetic sets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from vaekern.data.folder import read_folder
 from vaekern.data.idx import read_idx
 from vaekern.data.npy import read_npy
 from vaekern.data.source import ReadOptions
+from vaekern.data.synthetic import (
+    Synthetic,
+    read_synth_lin,
+    read_synth_nonlin,
+    synth_lin,
+    synth_nonlin,
+)
 
-__all__ = ["READERS", "Dataset", "Reader", "load"]
+__all__ = ["READERS", "Dataset", "Reader", "Synthetic", "load", "synth_lin", "synth_nonlin"]
 
 
 class Reader(NamedTuple):
@@ -31,6 +38,8 @@ READERS: dict[str, Reader] = {
     "idx": Reader("DIR", read_idx, "MNIST-style IDX files, plain or gzipped"),
     "npy": Reader("FILE", read_npy, ".npy or .npz, images or vectors"),
     "folder": Reader("DIR", read_folder, "image files; subfolders are labels"),
+    "synth-lin": Reader("", read_synth_lin, "a stretched square in 3 dimensions, 50,000 points"),
+    "synth-nonlin": Reader("", read_synth_nonlin, "a bent square in 6 dimensions, 50,000 points"),
 }
 
 
@@ -45,7 +54,8 @@ def load(
 
     Args:
         spec: ``digits``, ``idx:DIR`` (MNIST-style IDX files), ``npy:FILE`` (.npy or .npz: uint8
-            images, float images in [0, 1], or [N, D] vectors) or ``folder:DIR`` (image files).
+            images, float images in [0, 1], or [N, D] vectors), ``folder:DIR`` (image files),
+            ``synth-lin`` or ``synth-nonlin`` (see :func:`synth_lin` and :func:`synth_nonlin`).
         image_size: side in pixels; images are cut to their largest centred square and resized.
             Needed for a folder whose images differ in size.
         test_fraction: share of the samples held out for testing where the source has no test set

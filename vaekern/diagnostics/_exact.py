@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vaekern.diagnostics._modes import evaluation_mode
+
 #: What ``fp32_precision`` says where float32 is multiplied as float32; "none" inherits that.
 FULL = ("none", "ieee")
 
@@ -25,8 +27,7 @@ def exact_evaluation(module: nn.Module | None, device: torch.device) -> Iterator
     training flag that it had.
     """
     with ExitStack() as stack:
-        if module is not None:
-            stack.enter_context(_evaluation_mode(module))
+        stack.enter_context(evaluation_mode(module))
         stack.enter_context(_full_precision())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -35,20 +36,6 @@ def exact_evaluation(module: nn.Module | None, device: torch.device) -> Iterator
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    flags = [(part, part.training) for part in module.modules()]
-    try:
-        # Not module.eval(): a train() of the user's own may do more than set the flag, and
-        # module.train() at the end would not give parts that were frozen their flags back.
-        for part, _ in flags:
-            part.training = False
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training
 
 
 @contextmanager

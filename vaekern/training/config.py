@@ -31,7 +31,9 @@ class RunConfig:
 class DataConfig:
     """What is learned."""
 
-    data: str = setting("digits", "digits, idx:DIR, npy:FILE or folder:DIR")
+    data: str = setting(
+        "digits", "digits, idx:DIR, npy:FILE, folder:DIR, synth-lin or synth-nonlin"
+    )
     image_size: int | None = setting(None, "cut images to a square and resize to this many pixels")
     test_fraction: float = setting(0.1, "share held out where the source has no test set")
 

@@ -56,7 +56,15 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
     assert metrics["fd_name"] == "FD-digits"
     assert 0 < metrics["mse"] < 1
     table = (run / "table.txt").read_text()
-    for text in ("NLL", "sigma", "MSE", "active units", "MMD", "FD-digits of reconstructions"):
+    for text in (
+        "NLL",
+        "sigma",
+        "MSE",
+        "active units",
+        "Delta_KL",
+        "MMD",
+        "FD-digits of reconstructions",
+    ):
         assert text in table
     assert table.count("FD-digits of samples") == 2
     assert f"{metrics['nll_nats_per_dim']:.4f}" in table

@@ -62,6 +62,9 @@ def test_continued_run_has_the_same_bits(
     for name, value in continued.model.state_dict().items():
         assert value.equal(expected[name]), name
     assert continued.directory.log.read_text() == never.directory.log.read_text()
+    tracked = never.trainer.polarization.tracker
+    assert continued.trainer.polarization.tracker.state_dict() == tracked.state_dict()
+    assert tracked.step == 12
 
 
 def test_an_interrupt_without_a_signal_goes_back_to_the_last_checkpoint(

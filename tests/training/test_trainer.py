@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vaekern.diagnostics import encoder_variance_spectrum, polarized_regime
 from vaekern.models import Posterior, TwoStageVAE
-from vaekern.training import RunError, StageConfig, TrainConfig, TrainingRun, load_model
-from vaekern.training.metrics import Log, Totals, sigma
+from vaekern.training import RunError, StageConfig, TrainConfig, TrainingRun, load_model, trainer
+from vaekern.training.metrics import Log, Polarization, Totals, sigma
 from vaekern.training.trainer import Latents, derived_seed, make_optimizer, set_learning_rates
 
 Train = Callable[..., TrainingRun]
@@ -137,14 +138,50 @@ def test_totals_and_log_give_means() -> None:
                 loss=one, reconstruction=one, kl=one, mse=one, x_logvar=torch.tensor([0.0, loss])
             )
         )
-    log.add({"epoch": 1}, totals.means())
+    log.add({"epoch": 1}, torch.cat([totals.means(), torch.tensor([0.25, 3.0, 2.0])]))
     (record,) = log.take()
+    assert (record["delta_kl"], record["active_units"], record["active_units_std"]) == (0.25, 3, 2)
     assert record["epoch"] == 1
     assert record["loss"] == pytest.approx(3.0)
     assert record["x_logvar"] == pytest.approx(1.5)
     assert record["sigma"] == pytest.approx(math.exp(0.75))
     assert log.take() == []
     assert math.isnan(sigma(math.nan))
+
+
+def test_polarization_of_the_last_batch_is_recorded_and_tracked(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor, int | None]] = []
+    original = Polarization.observe
+
+    def observe(
+        self: Polarization, mu: torch.Tensor, logvar: torch.Tensor, step: int | None = None
+    ) -> None:
+        seen.append((mu.detach(), logvar.detach(), step))
+        original(self, mu, logvar, step)
+
+    monkeypatch.setattr(Polarization, "observe", observe)
+    monkeypatch.setattr(trainer, "OBSERVED_EVERY", 3)  # of four steps an epoch
+    run = train(make_config(stage1={"lr": 2e-2, "epochs": 30}, stage2={"epochs": 1}))
+    steps = [step for _, _, step in seen if step is not None]
+    assert steps == [step for step in range(1, 121) if step % 3 == 0 or step % 4 == 0]
+    records = [json.loads(line) for line in run.directory.log.read_text().splitlines()]
+    by_step = {step: polarized_regime(mu, logvar) for mu, logvar, step in seen if step is not None}
+    for record in records[:-1]:
+        regime = by_step[record["step"]]
+        assert record["delta_kl"] == float(regime.delta_kl)
+        assert record["active_units_std"] == regime.active
+    mu, logvar, step = seen[-1]
+    assert step is None  # stage 2 is recorded, but not tracked
+    assert records[-1]["delta_kl"] == float(polarized_regime(mu, logvar).delta_kl)
+    assert records[-1]["active_units"] == encoder_variance_spectrum(logvar).active
+
+    last_above = max([0, *(step for step, r in by_step.items() if not r.delta_kl < 0.03)])
+    stored = trainer.polarized_regime(run.directory)
+    assert stored.share == (120 - last_above) / 120
+    assert stored.state_dict() == run.trainer.polarization.tracker.state_dict()
+    assert last_above > 0  # at the start no dimension is active yet
 
 
 def test_derived_seeds_differ() -> None:

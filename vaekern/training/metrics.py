@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaekern.diagnostics import PolarizedRegimeTracker
+from vaekern.diagnostics.latents import activity
+from vaekern.diagnostics.polarization import kl_error
 from vaekern.functional import LossComponents
 
 FIELDS = ("loss", "reconstruction", "kl", "mse", "x_logvar")
+POLARIZATION = ("delta_kl", "active_units", "active_units_std")
+
+# Rolinek et al. look as often; an epoch that is shorter is looked at when it ends.
+OBSERVED_EVERY = 500
 
 
 class Totals:
@@ -38,6 +45,34 @@ class Totals:
         self.steps = 0
 
 
+class Polarization:
+    """Delta_KL and active units of one batch now and then. Observing never waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.newest = torch.zeros(len(POLARIZATION), dtype=torch.float64, device=device)
+        self.tracker = PolarizedRegimeTracker()
+        self._untracked: list[tuple[int, Tensor]] = []
+
+    @torch.no_grad()
+    def observe(self, mu: Tensor, logvar: Tensor, step: int | None = None) -> None:
+        """Look at q(z|x) of one batch, and track its Delta_KL where a step is given."""
+        by_variance, _ = activity(mu, logvar, "posterior")
+        by_std, _ = activity(mu, logvar, "std")
+        delta, _, _ = kl_error(mu, logvar, by_std)
+        self.newest = torch.stack([delta, by_variance.sum().double(), by_std.sum().double()])
+        if step is not None:
+            self._untracked.append((step, delta))
+
+    def track(self) -> None:
+        """Bring the tracker up to date."""
+        if not self._untracked:
+            return
+        steps, values = zip(*self._untracked, strict=True)
+        for step, value in zip(steps, torch.stack(values).tolist(), strict=True):
+            self.tracker.update(step, value)
+        self._untracked = []
+
+
 class Log:
     """Records whose numbers are still on the device, until `lines` fetches them all at once."""
 
@@ -47,7 +82,7 @@ class Log:
         self.last: dict[str, Any] | None = None
 
     def add(self, record: dict[str, Any], values: Tensor) -> None:
-        """Keep a record; `values` are the means of FIELDS."""
+        """Keep a record; `values` are the means of FIELDS, then the newest of POLARIZATION."""
         self._records.append(record)
         self._values.append(values)
 
@@ -65,8 +100,9 @@ class Log:
 
     @staticmethod
     def _complete(record: dict[str, Any], row: list[float]) -> dict[str, Any]:
-        named = dict(zip(FIELDS, row, strict=True))
-        return record | named | {"sigma": sigma(named["x_logvar"])}
+        named: dict[str, Any] = dict(zip(FIELDS + POLARIZATION, row, strict=True))
+        counts = {name: int(named[name]) for name in POLARIZATION if name != "delta_kl"}
+        return record | named | counts | {"sigma": sigma(named["x_logvar"])}
 
 
 def sigma(x_logvar: float) -> float:

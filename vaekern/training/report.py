@@ -15,7 +15,7 @@ from vaekern.storage.files import write_atomically
 from vaekern.training.config import TrainConfig
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.scores import compute_scores
-from vaekern.training.trainer import derived_seed
+from vaekern.training.trainer import derived_seed, polarized_regime
 
 GRID = 64
 PAIRS = 16
@@ -38,6 +38,9 @@ def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: Ru
     metrics = compute_scores(
         model, data, train, two_stages=two_stages, seed=config.run.seed, generator=generator
     )
+    tracker = polarized_regime(directory)
+    if tracker.step:
+        metrics["polarized_training_percent"] = 100 * tracker.share
     write_atomically(directory.metrics, json.dumps(metrics, indent=2) + "\n")
     _draw(model, data, train.logvar, two_stages, directory, generator)
     table = make_table(metrics, config, data)
@@ -81,8 +84,11 @@ def make_table(metrics: dict[str, Any], config: TrainConfig, data: Dataset) -> s
         ("sigma", metrics["sigma"], ""),
         ("MSE, test", metrics["mse"], "per dim"),
         ("active units", f"{metrics['active_units']} of {metrics['latent_dim']}", ""),
-        ("MMD^2 of q(z) to N(0, I)", metrics["mmd_stage1"], "stage 1"),
     ]
+    if "polarized_training_percent" in metrics:
+        share = f"below 3% in the last {metrics['polarized_training_percent']:.1f}% of training"
+        rows.append(("Delta_KL, polarized regime", f"{metrics['delta_kl']:.1%}", share))
+    rows.append(("MMD^2 of q(z) to N(0, I)", metrics["mmd_stage1"], "stage 1"))
     if two_stages:
         rows.append(("MMD^2 of q(u) to N(0, I)", metrics["mmd_stage2"], "stage 2"))
     if "fd_name" in metrics:

@@ -47,9 +47,12 @@ def compute_scores(
         itself would be no likelihood.
     """
     scores: dict[str, Any] = _likelihood(model.stage1, data.test, generator)
+    regime = diagnostics.polarized_regime(train.mu, train.logvar)
     scores |= {
         # The definition that the picture of the encoder's variances shows.
         "active_units": diagnostics.encoder_variance_spectrum(train.logvar).active,
+        "active_units_std": regime.active,
+        "delta_kl": float(regime.delta_kl),
         "latent_dim": model.stage1.latent_dim,
     }
     scores |= _discrepancies(model, train, two_stages, generator)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vaekern._optional import require
+from vaekern.diagnostics import PolarizedRegimeTracker
 from vaekern.models import VAE, Posterior, TwoStageVAE
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import append
@@ -25,7 +26,7 @@ from vaekern.storage.tensors import (
 )
 from vaekern.training.config import StageConfig, TrainConfig
 from vaekern.training.interrupt import StopRequest
-from vaekern.training.metrics import Log, Totals, sigma, to_lines
+from vaekern.training.metrics import OBSERVED_EVERY, Log, Polarization, Totals, sigma, to_lines
 from vaekern.training.run_directory import MODEL, RunDirectory
 
 CHECKPOINT = "vaekern checkpoint"
@@ -133,6 +134,7 @@ class Trainer:
         self.noise = torch.Generator(self.device)
         self.noise.manual_seed(derived_seed(config.run.seed, 0))
         self.totals = Totals(self.device)
+        self.polarization = Polarization(self.device)
         self.log = Log()
         self.optimizer: torch.optim.Adam | None = None
         self._saved_at = time.monotonic()
@@ -181,12 +183,16 @@ class Trainer:
                     rows = order[index * batch_size : (index + 1) * batch_size]
                     x = source.batch(rows, self.noise)
                     optimizer.zero_grad(set_to_none=True)
-                    components = vae(x, generator=self.noise)
+                    mu, logvar = vae.encode(x)
+                    components = vae.components(x, mu, logvar, generator=self.noise)
                     components.loss.backward()
                     optimizer.step()
                     totals.add(components)
                     position.batch += 1
                     position.step += 1
+                    if index + 1 == batches or position.step % OBSERVED_EVERY == 0:
+                        step = position.step if position.stage == 1 else None
+                        self.polarization.observe(mu, logvar, step)
                     bar.update(batch_size)
                     if stop.requested:
                         self.save()
@@ -217,7 +223,7 @@ class Trainer:
             "lr": optimizer.param_groups[0]["lr"],
             "dims": dimensions,
         }
-        self.log.add(record, self.totals.means())
+        self.log.add(record, torch.cat([self.totals.means(), self.polarization.newest]))
         self.totals.reset()
 
     # -- what leaves the device, and the disk ----------------------------------------------------
@@ -253,6 +259,7 @@ class Trainer:
 
     def _flush(self) -> None:
         """Write the finished epochs' records to metrics.jsonl; stop where they are not finite."""
+        self.polarization.track()
         records = self.log.take()
         lost = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"]]).all()]
         if lost:
@@ -281,6 +288,7 @@ class Trainer:
         self.position.log_bytes = log.stat().st_size if log.exists() else 0
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.items()}
         tensors["totals"] = self.totals.sums
+        tensors["polarization"] = self.polarization.newest
         tensors["random.noise"] = self.noise.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
         if self.optimizer is not None:
@@ -289,6 +297,7 @@ class Trainer:
         header = {
             "position": dataclasses.asdict(self.position),
             "steps_in_totals": self.totals.steps,
+            "polarized_regime": self.polarization.tracker.state_dict(),
             "device": self.device.type,
         }
         save_tensors(self.directory.checkpoint, tensors, CHECKPOINT, header)
@@ -311,6 +320,8 @@ class Trainer:
             self.position = Position(**header["position"])
             self.totals.sums = tensors["totals"].to(self.device)
             self.totals.steps = header["steps_in_totals"]
+            self.polarization.newest = tensors["polarization"].to(self.device)
+            self.polarization.tracker.load_state_dict(header["polarized_regime"])
             torch.set_rng_state(tensors["random.cpu"])
             if header["device"] == self.device.type:
                 # The generators of two kinds of device share no state; on another kind the noise
@@ -355,6 +366,17 @@ def reached(directory: RunDirectory) -> Position:
         RunError: model.safetensors is missing or damaged.
     """
     return Position(**read_header(directory.model, MODEL))
+
+
+def polarized_regime(directory: RunDirectory) -> PolarizedRegimeTracker:
+    """How long stage 1 of a run has been in the polarized regime.
+
+    Raises:
+        RunError: checkpoint.safetensors is missing or damaged.
+    """
+    tracker = PolarizedRegimeTracker()
+    tracker.load_state_dict(read_header(directory.checkpoint, CHECKPOINT)["polarized_regime"])
+    return tracker
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

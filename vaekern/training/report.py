@@ -86,8 +86,9 @@ def make_table(metrics: dict[str, Any], config: TrainConfig, data: Dataset) -> s
         ("active units", f"{metrics['active_units']} of {metrics['latent_dim']}", ""),
     ]
     if "polarized_training_percent" in metrics:
-        share = f"below 3% in the last {metrics['polarized_training_percent']:.1f}% of training"
-        rows.append(("Delta_KL, polarized regime", f"{metrics['delta_kl']:.1%}", share))
+        percent = metrics["polarized_training_percent"]
+        share = f"below 3% in the last {percent:.1f}% of training" if percent else "polarized: < 3%"
+        rows.append(("Delta_KL, training set", f"{metrics['delta_kl']:.1%}", share))
     rows.append(("MMD^2 of q(z) to N(0, I)", metrics["mmd_stage1"], "stage 1"))
     if two_stages:
         rows.append(("MMD^2 of q(u) to N(0, I)", metrics["mmd_stage2"], "stage 2"))

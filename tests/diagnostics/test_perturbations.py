@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import pytest
@@ -12,7 +11,6 @@ from torch import nn
 from vaekern.diagnostics import (
     directional_variance,
     latent_traversals,
-    perturbations,
     perturbed_codes,
 )
 
@@ -180,7 +178,3 @@ def test_bad_input(call, error, word):
         call()
     assert word in str(caught.value)
     assert ". " not in str(caught.value).replace("e.g. ", "").replace("...", "")
-
-
-def test_examples_run():
-    assert doctest.testmod(perturbations) == (0, 8)

@@ -3,9 +3,7 @@
 from vaekern.evaluation.decoder_figures import (
     directional_variance_figure,
     latent_traversals_figure,
-    orthogonality_figure,
     perturbed_codes_figure,
-    singular_value_gaps_figure,
 )
 from vaekern.evaluation.features import FeatureClassifier, fit_feature_classifier
 from vaekern.evaluation.figures import (
@@ -19,6 +17,10 @@ from vaekern.evaluation.latent_figures import (
     codes_tsne,
     encoder_variance_histogram_figure,
     latent_spectrum_figure,
+)
+from vaekern.evaluation.orthogonality_figures import (
+    orthogonality_figure,
+    singular_value_gaps_figure,
 )
 
 __all__ = [

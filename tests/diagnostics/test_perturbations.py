@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vaekern.diagnostics import (
-    directional_variance,
-    latent_traversals,
-    perturbed_codes,
-)
+from vaekern.diagnostics import directional_variance, latent_traversals, perturbed_codes
 
 D64 = torch.float64
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,16 +11,8 @@ from torch import Tensor
 
 from vaekern.diagnostics import DirectionalVariance, LatentTraversals
 from vaekern.evaluation import _tiles, _vectors
-from vaekern.evaluation._canvas import (
-    BLUE,
-    dress,
-    new_figure,
-    save,
-)
+from vaekern.evaluation._canvas import BLUE, dress, new_figure, save
 from vaekern.evaluation._checks import check_pictures
-
-if TYPE_CHECKING:
-    pass
 
 ROWS = 12
 

@@ -32,7 +32,8 @@ def exact_evaluation(module: nn.Module | None, device: torch.device) -> Iterator
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_no_fused_encoder_layers())
-        # Where the compiler is not even imported, nothing is compiled; importing it takes seconds.
+        # torch.compile gives up for good a function that it first meets inside a transform. Where
+        # the compiler is not even imported, nothing is compiled; importing it takes a second.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

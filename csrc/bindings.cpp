@@ -145,6 +145,26 @@ void scale(py::handle g0, py::handle g1, py::handle g2, py::handle g3, py::handl
   kernels().scale(grads, count, f, threads);
 }
 
+void right_svd(py::handle J, py::handle S, py::handle V, uintptr_t status, int threads) {
+  RightSvdArgs a;
+  a.J = read(J);
+  a.S = read(S);
+  a.V = read(V);
+  a.status = reinterpret_cast<int64_t*>(status);
+  a.threads = threads;
+  py::gil_scoped_release release;
+  kernels().right_svd(a);
+}
+
+void assignment(py::handle cost, uintptr_t columns, int threads) {
+  AssignmentArgs a;
+  a.cost = read(cost);
+  a.columns = reinterpret_cast<int64_t*>(columns);
+  a.threads = threads;
+  py::gil_scoped_release release;
+  kernels().assignment(a);
+}
+
 bool same_shape(const Tensor& a, const Tensor& b, int skip = 0) {
   if (a.ndim != b.ndim + skip) return false;
   for (int k = 0; k < b.ndim; ++k)
@@ -236,5 +256,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("sample", &sample);
   m.def("sample_backward", &sample_backward);
   m.def("scale", &scale);
+  m.def("right_svd", &right_svd);
+  m.def("assignment", &assignment);
   m.def("check", &check);
 }

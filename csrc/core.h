@@ -74,6 +74,24 @@ struct SampleArgs {
   int threads = 1;
 };
 
+// J [B, m, d] = U diag(S) V^T, d <= MAX_COLUMNS; float64 keeps all its digits, the other dtypes are
+// computed in double as well and need less of it. S and V are float32, or float64 for a float64 J.
+struct RightSvdArgs {
+  Tensor J;                   // [B, m, d], m >= 1
+  Tensor S, V;                // [B, d] descending, [B, d, d]; contiguous
+  int64_t* status = nullptr;  // [B]: sweeps + 1; negative: they did not suffice; 0: not finite
+  int threads = 1;
+};
+
+// The permutations of least cost: row i of cost [B, d, d] takes column columns[b, i].
+struct AssignmentArgs {
+  Tensor cost;                 // finite
+  int64_t* columns = nullptr;  // [B, d]; -1 throughout where the cost is not finite
+  int threads = 1;
+};
+
+constexpr int MAX_COLUMNS = 256;
+
 // One instruction set's build of every kernel.
 struct Kernels {
   const char* isa;
@@ -82,6 +100,8 @@ struct Kernels {
   void (*sample_backward)(const SampleArgs&);
   // grads[i] *= factor, in place; returns at once where factor is 1.
   void (*scale)(const Tensor* grads, int count, const Tensor& factor, int threads);
+  void (*right_svd)(const RightSvdArgs&);
+  void (*assignment)(const AssignmentArgs&);
 };
 
 // The best build for this processor; VAEKERN_ISA=baseline|avx2|avx512 asks for another.

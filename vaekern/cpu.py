@@ -47,3 +47,20 @@ core = _load()
 
 def details() -> str:
     return f" ({core.isa()}, {torch.get_num_threads()} threads)" if core is not None else ""
+
+
+def right_svd(J: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """J [B, m, d] -> S, V, sweeps [B], converged [B] and whether the sample was finite [B]."""
+    batch, _, d = J.shape
+    dtype = torch.promote_types(J.dtype, torch.float32)
+    S, V = torch.empty(batch, d, dtype=dtype), torch.empty(batch, d, d, dtype=dtype)
+    status = torch.empty(batch, dtype=torch.int64)
+    core.right_svd(J, S, V, status.data_ptr(), torch.get_num_threads())
+    return S, V, status.abs() - 1, status > 0, status != 0
+
+
+def assignment(cost: Tensor) -> Tensor:
+    """cost [B, d, d] -> columns [B, d], -1 where a sample was not finite."""
+    columns = torch.empty(cost.shape[:2], dtype=torch.int64)
+    core.assignment(cost, columns.data_ptr(), torch.get_num_threads())
+    return columns

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference_linalg
+from . import backends, cpu, reference_linalg
 
 #: The largest number of columns of ``right_svd`` and ``assignment``.
 MAX_COLUMNS = 256
@@ -76,8 +76,12 @@ def right_svd(
             "J requires grad and right_svd has no derivative: pass J.detach(), or use "
             "torch.linalg.svd for a differentiable one"
         )
-    _check_finite("J", J)
-    S, V, sweeps, converged = reference_linalg.right_svd(J)
+    if backends.has_kernel(J.device.type):
+        S, V, sweeps, converged, finite = cpu.right_svd(J)
+        _check_finite("J", finite)
+    else:
+        _check_finite("J", _finite(J))
+        S, V, sweeps, converged = reference_linalg.right_svd(J)
     return RightSVD(S, V, _left_vectors(J, V) if left else None, sweeps, converged)
 
 
@@ -118,7 +122,11 @@ def assignment(cost: Tensor) -> Tensor:  # [B, d, d] -> [B, d]
         raise ValueError(
             f"cost must be square, [B, d, d], got {list(cost.shape)}; pad it with a constant"
         )
-    _check_finite("cost", cost)
+    if backends.has_kernel(cost.device.type):
+        columns = cpu.assignment(cost)
+        _check_finite("cost", columns[:, 0] >= 0)
+        return columns
+    _check_finite("cost", _finite(cost))
     return reference_linalg.assignment(cost)
 
 
@@ -176,11 +184,14 @@ def _check_batch(name: str, t: Tensor, shape: str) -> None:
         )
 
 
-def _check_finite(name: str, t: Tensor) -> None:
-    finite = torch.isfinite(t).flatten(1).all(1)
+def _finite(t: Tensor) -> Tensor:  # [B] bool
+    return torch.isfinite(t).flatten(1).all(1)
+
+
+def _check_finite(name: str, finite: Tensor) -> None:  # [B] bool
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()
         raise ValueError(
             f"{name} must be finite, but sample {int(bad[0])} holds NaN or infinity "
-            f"({len(bad)} of {len(t)} samples do); look for a diverged model"
+            f"({len(bad)} of {len(finite)} samples do); look for a diverged model"
         )

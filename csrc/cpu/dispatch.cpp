@@ -9,7 +9,10 @@ namespace vaekern {
 namespace {
 
 #define VAEKERN_KERNELS(ISA) \
-  Kernels { #ISA, ISA::loss, ISA::sample, ISA::sample_backward, ISA::scale }
+  Kernels {                                                                        \
+    #ISA, ISA::loss, ISA::sample, ISA::sample_backward, ISA::scale, ISA::right_svd, \
+        ISA::assignment                                                            \
+  }
 
 Kernels choose() {
   const char* wanted = std::getenv("VAEKERN_ISA");

@@ -13,6 +13,8 @@
   void sample(const SampleArgs&);                                                \
   void sample_backward(const SampleArgs&);                                       \
   void scale(const Tensor* grads, int count, const Tensor& factor, int threads); \
+  void right_svd(const RightSvdArgs&);                                           \
+  void assignment(const AssignmentArgs&);                                        \
   }
 
 namespace vaekern {

@@ -1,7 +1,7 @@
 """The native core under AddressSanitizer and UBSan, without Python or torch.
 
-native/check_core.cpp drives every kernel over awkward sizes, layouts and dtypes and compares with
-naive loops.  The plain suite checks the builds that nearly every x86-64 machine can run;
+native/check_core.cpp drives the losses' kernels, native/check_linalg.cpp those of the linear algebra,
+over awkward sizes, layouts and dtypes, and compare with naive loops.  The plain suite checks the builds that nearly every x86-64 machine can run;
 ``--slow`` adds AVX-512 and other seeds.
 """
 
@@ -21,6 +21,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 ISAS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
+CHECKERS = ("check_core", "check_linalg")
+KERNELS = sorted(path.stem for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+KERNELS.remove("dispatch")
 # null: a null pointer's use crashes and is reported without it, at two thirds of the compile time
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=null", "-fno-sanitize-recover=all"]
@@ -63,19 +66,19 @@ class Builder:
             assert done.returncode == 0, done.stderr
         return output
 
-    def program(self, isa: str) -> Path:
-        """check_core with one instruction set besides what dispatch.cpp always needs."""
+    def program(self, checker: str, isa: str) -> Path:
+        """A checker with one instruction set besides what dispatch.cpp always needs."""
         # the checker itself is plain: its buffers carry the sanitizer's red zones all the same
-        jobs = [(ROOT / "tests" / "native" / "check_core.cpp", "check_core.o", [])]
+        jobs = [(ROOT / "tests" / "native" / f"{checker}.cpp", f"{checker}.o", [])]
         have = [] if isa == "baseline" else [f"-DVAEKERN_HAVE_{isa.upper()}"]
         jobs.append((ROOT / "csrc" / "cpu" / "dispatch.cpp", f"dispatch_{isa}.o", have))
         for name in dict.fromkeys(("baseline", isa)):
-            for kernel in ("loss", "sample", "scale"):
+            for kernel in KERNELS:
                 flags = [*self.sanitize, *ISAS[name], f"-DVAEKERN_ISA={name}"]
                 jobs.append((ROOT / "csrc" / "cpu" / f"{kernel}.cpp", f"{kernel}_{name}.o", flags))
         with ThreadPoolExecutor(2) as pool:
             objects = [str(o) for o in pool.map(self.compile, jobs)]
-        output = self.folder / f"check_core_{isa}"
+        output = self.folder / f"{checker}_{isa}"
         done = run([self.cxx, *FLAGS, *SANITIZE, *objects, "-o", str(output)])
         assert done.returncode == 0, done.stderr
         return output
@@ -86,10 +89,10 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     return Builder(tmp_path_factory.mktemp("native"))
 
 
-def check(builder: Builder, isa: str, seed: int) -> None:
+def check(builder: Builder, checker: str, isa: str, seed: int) -> None:
     if isa != "baseline" and not X86:
         pytest.skip(f"{isa} is an x86 instruction set, this is {platform.machine()}")
-    program = builder.program(isa)
+    program = builder.program(checker, isa)
     # leaks: LeakSanitizer needs ptrace, which containers often forbid
     done = run([str(program), str(seed)], VAEKERN_ISA=isa, ASAN_OPTIONS="detect_leaks=0")
     if done.returncode == 2:
@@ -98,13 +101,17 @@ def check(builder: Builder, isa: str, seed: int) -> None:
     assert f"{isa} is right" in done.stdout
 
 
+@pytest.mark.parametrize("checker", CHECKERS)
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_kernels_under_sanitizers(builder: Builder, isa: str) -> None:
-    check(builder, isa, seed=0)
+def test_kernels_under_sanitizers(builder: Builder, isa: str, checker: str) -> None:
+    check(builder, checker, isa, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("checker", CHECKERS)
 @pytest.mark.parametrize("isa", list(ISAS))
-def test_kernels_under_sanitizers_other_seeds(builder: Builder, isa: str, seed: int) -> None:
-    check(builder, isa, seed)
+def test_kernels_under_sanitizers_other_seeds(
+    builder: Builder, isa: str, checker: str, seed: int
+) -> None:
+    check(builder, checker, isa, seed)

@@ -1,11 +1,11 @@
 // Linear assignment by shortest augmenting paths (Crouse 2016), one matrix after the other.
-#include "gram.h"
-#include "parallel.h"
-#include "tables.h"
-
 #include <cmath>
 #include <limits>
 #include <vector>
+
+#include "gram.h"
+#include "parallel.h"
+#include "tables.h"
 
 namespace vaekern {
 namespace VAEKERN_ISA {
@@ -15,7 +15,16 @@ namespace {
 class Assigner {
  public:
   explicit Assigner(int d)
-      : d_(d), cost_(size_t(d) * d), u_(d), v_(d), shortest_(d), path_(d), row_of_(d), column_of_(d), remaining_(d), tree_(d) {}
+      : d_(d),
+        cost_(size_t(d) * d),
+        u_(d),
+        v_(d),
+        shortest_(d),
+        path_(d),
+        row_of_(d),
+        column_of_(d),
+        remaining_(d),
+        tree_(d) {}
 
   // Reads the cost; false where it is not finite.
   bool load(const MatrixView& C) {
@@ -95,7 +104,8 @@ class Assigner {
 void assignment(const AssignmentArgs& a) {
   const int64_t batch = a.cost.shape[0];
   const int d = int(a.cost.shape[1]);
-  const int64_t runs = std::min<int64_t>(batch, 8 * a.threads), length = ceil_div(batch, std::max<int64_t>(runs, 1));
+  const int64_t runs = std::min<int64_t>(batch, 8 * a.threads),
+                length = ceil_div(batch, std::max<int64_t>(runs, 1));
   parallel_for(runs, batch * d * d * 4, a.threads, [&](int64_t t) {
     Assigner assigner(d);
     for (int64_t b = t * length; b < std::min((t + 1) * length, batch); ++b) {

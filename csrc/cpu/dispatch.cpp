@@ -8,10 +8,10 @@ namespace vaekern {
 
 namespace {
 
-#define VAEKERN_KERNELS(ISA) \
-  Kernels {                                                                        \
+#define VAEKERN_KERNELS(ISA)                                                        \
+  Kernels {                                                                         \
     #ISA, ISA::loss, ISA::sample, ISA::sample_backward, ISA::scale, ISA::right_svd, \
-        ISA::assignment                                                            \
+        ISA::assignment                                                             \
   }
 
 Kernels choose() {

@@ -103,7 +103,7 @@ inline void gram_tile(const double* panel, int64_t stride, int rows, int i0, int
 inline void add_gram(const double* panel, int64_t stride, int rows, int columns, double* G,
                      int ld) {
   constexpr int W = LANES<double>;
-  constexpr int R = W < 4 ? 4 / W * W : W;      // rows of a tile: a multiple of W
+  constexpr int R = W < 4 ? 4 / W * W : W;              // rows of a tile: a multiple of W
   constexpr int N = sizeof(Vec<double>) == 64 ? 3 : 2;  // as many sums as there are registers
   for (int i = 0; i < columns; i += R) {
     int j = i / W * W;

@@ -1,8 +1,8 @@
 // One-sided Jacobi: rotations of pairs of columns until every pair is orthogonal. The pairs of a
-// round are disjoint and lie in the lanes of vectors: a row holds the columns' entries in two halves,
-// pair k is (top[k], bottom[k]), and after each round the columns move one place around the circle
-// that both halves form, top[0] standing still. A sweep of as many rounds as there are other columns
-// meets every pair once and ends where it began.
+// round are disjoint and lie in the lanes of vectors: a row holds the columns' entries in two
+// halves, pair k is (top[k], bottom[k]), and after each round the columns move one place around the
+// circle that both halves form, top[0] standing still. A sweep of as many rounds as there are other
+// columns meets every pair once and ends where it began.
 #pragma once
 
 #include <cmath>
@@ -57,23 +57,18 @@ class Circle {
   int64_t row(int index) const { return int64_t(index) * stride_; }
   int place(int column) const { return column < half_ ? column : bottom_ + column - half_; }
 
-  // One sweep over each of N matrices: every pair once; pairs of a squared cosine up to tolerance[n]
-  // are left alone. far[n]: one was above `plausible` when its turn came. The matrices know nothing
-  // of each other: while one waits for its divisions and roots another one computes.
+  // One sweep over each of N matrices: every pair once; pairs of a squared cosine up to
+  // tolerance[n] are left alone. far[n]: one was above `plausible` when its turn came. The matrices
+  // know nothing of each other: while one waits for its divisions and roots another one computes.
   template <int N>
   void sweep(double* const (&rows)[N], const double (&tolerance)[N], double plausible,
              bool (&far)[N]) const {
     switch (bottom_ / W) {  // as many vectors as registers hold are unrolled
-      case 1:
-        return run<N, 1>(rows, tolerance, plausible, far);
-      case 2:
-        return run<N, 2>(rows, tolerance, plausible, far);
-      case 3:
-        return run<N, 3>(rows, tolerance, plausible, far);
-      case 4:
-        return run<N, 4>(rows, tolerance, plausible, far);
-      default:
-        return run<N, 0>(rows, tolerance, plausible, far);
+      case 1: return run<N, 1>(rows, tolerance, plausible, far);
+      case 2: return run<N, 2>(rows, tolerance, plausible, far);
+      case 3: return run<N, 3>(rows, tolerance, plausible, far);
+      case 4: return run<N, 4>(rows, tolerance, plausible, far);
+      default: return run<N, 0>(rows, tolerance, plausible, far);
     }
   }
 
@@ -163,14 +158,13 @@ class Circle {
   // Of the rotation by at most 45 degrees that makes columns of squared lengths alpha and beta and
   // inner product gamma orthogonal
   static VAEKERN_INLINE Vec<double> tangent(Vec<double> alpha, Vec<double> beta, Vec<double> gamma,
-                                            double tolerance, double plausible,
-                                            Bits<double>& far) {
+                                            double tolerance, double plausible, Bits<double>& far) {
     const Vec<double> product = alpha * beta, square = gamma * gamma, difference = beta - alpha;
     const Vec<double> root = square_root(difference * difference + 4.0 * square);
     const Vec<double> t = 2.0 * gamma / (magnitude<double>(difference) + root);
     far |= square > plausible * product;
-    return select<double>(square > tolerance * product,
-                          select<double>(difference < 0.0, -t, t), Vec<double>{});
+    return select<double>(square > tolerance * product, select<double>(difference < 0.0, -t, t),
+                          Vec<double>{});
   }
 
   // Every column one place on around the circle

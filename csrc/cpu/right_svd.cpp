@@ -1,13 +1,13 @@
 // Singular values and right singular vectors of a batch: J^T J = L L^T, then rotations of L's
 // columns, L Q = V diag(S). The Gram matrix of float32 data is exact but for the additions; float64
 // data, whose squares would lose half the digits, are reduced by reflections instead.
+#include <algorithm>
+#include <vector>
+
 #include "jacobi.h"
 #include "parallel.h"
 #include "tables.h"
 #include "triangle.h"
-
-#include <algorithm>
-#include <vector>
 
 namespace vaekern {
 namespace VAEKERN_ISA {
@@ -83,8 +83,8 @@ class Solver {
     }
   }
 
-  // One matrix whose slices' Gram matrices are there: they are added in the order that factor() adds
-  // them in.
+  // One matrix whose slices' Gram matrices are there: they are added in the order that factor()
+  // adds them in.
   void solve_parts(int64_t b, const double* parts, int64_t slices) {
     clear_sum();
     for (int64_t t = 0; t < slices; ++t) add(parts + t * gram_size());
@@ -212,7 +212,8 @@ class Solver {
       }
       if (done) return;
       if (sweeps == MAX_SWEEPS) {
-        for (int n = 0; n < N; ++n) state[n].sweeps = std::min<int64_t>(state[n].sweeps, MAX_SWEEPS);
+        for (int n = 0; n < N; ++n)
+          state[n].sweeps = std::min<int64_t>(state[n].sweeps, MAX_SWEEPS);
         return;
       }
       circle_.sweep(L, tolerance, PLAUSIBLE, far);
@@ -270,7 +271,8 @@ class Solver {
       double least = 2;
       for (int i = 0; i < d_; ++i) {
         double spanned = 0;
-        for (int j = 0; j < k; ++j) spanned += basis[int64_t(i) * ld_ + j] * basis[int64_t(i) * ld_ + j];
+        for (int j = 0; j < k; ++j)
+          spanned += basis[int64_t(i) * ld_ + j] * basis[int64_t(i) * ld_ + j];
         if (spanned < least - 1e-9) {
           least = spanned;
           best = i;
@@ -306,17 +308,15 @@ void right_svd(const RightSvdArgs& a) {
     Solver solver(a);
     Buffer parts(slices * solver.gram_size());
     for (int64_t b = 0; b < batch; ++b) {
-      parallel_for(slices, m * d, a.threads, [&](int64_t t) {
-        Solver(a).gram(b, t, parts.data() + t * solver.gram_size());
-      });
+      parallel_for(slices, m * d, a.threads,
+                   [&](int64_t t) { Solver(a).gram(b, t, parts.data() + t * solver.gram_size()); });
       solver.solve_parts(b, parts.data(), slices);
     }
     return;
   }
   const int64_t length = std::max<int64_t>(LOCKSTEP, ceil_div(batch, 8 * int64_t(a.threads)));
-  parallel_for(ceil_div(batch, length), batch * (m + 20 * d) * d, a.threads, [&](int64_t t) {
-    Solver(a).solve(t * length, std::min((t + 1) * length, batch));
-  });
+  parallel_for(ceil_div(batch, length), batch * (m + 20 * d) * d, a.threads,
+               [&](int64_t t) { Solver(a).solve(t * length, std::min((t + 1) * length, batch)); });
 }
 
 }  // namespace VAEKERN_ISA

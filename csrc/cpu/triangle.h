@@ -1,6 +1,6 @@
 // G = A^T A as L L^T with columns of L from long to short: from G itself (Cholesky) or, without
-// squaring A, from A by Householder reflections (QR). Errors stay in proportion to each column's own
-// length, so that short columns keep their accuracy.
+// squaring A, from A by Householder reflections (QR). Errors stay in proportion to each column's
+// own length, so that short columns keep their accuracy.
 #pragma once
 
 #include <cmath>
@@ -11,6 +11,9 @@ namespace vaekern {
 namespace VAEKERN_ISA {
 
 constexpr double EPSILON = 2.220446049250313e-16;
+// Sums of squares below it have lost digits to underflow: taken for 0. Data of float64 are scaled
+// so that only columns 200 orders of magnitude below the largest come here.
+constexpr double VANISHING = 1e-275;
 
 // S -= l l^T on whole rows, where l is 0 for finished rows
 inline void subtract_outer(double* S, int d, int ld, const double* l) {
@@ -32,8 +35,8 @@ inline int largest(const double* values, int n) {
 }
 
 // Cholesky with complete pivoting. S [d, ld] holds the upper triangle of G and is overwritten.
-// column(k, l): the k-th column l [ld], rows in G's order. A row of which only rounding is left drops
-// out. Returns the rank.
+// column(k, l): the k-th column l [ld], rows in G's order. A row of which only rounding is left
+// drops out. Returns the rank.
 template <class Column>
 inline int cholesky(double* S, int d, int ld, double* scratch, Column column) {
   double *l = scratch, *left = scratch + ld, *drop = scratch + 2 * ld;
@@ -68,9 +71,17 @@ inline int cholesky(double* S, int d, int ld, double* scratch, Column column) {
 inline void add_rows(double* R, int d, int ld, double* panel, int rows, double* scratch) {
   constexpr int W = LANES<double>;
   for (int k = 0; k < d; ++k) {
-    double below = 0;
-    for (int i = 0; i < rows; ++i) below += panel[int64_t(i) * ld + k] * panel[int64_t(i) * ld + k];
-    if (below == 0) continue;
+    double part[8] = {};  // summed apart: H is as orthogonal as this sum is exact
+    for (int i = 0; i < rows; ++i) {
+      const double v = panel[int64_t(i) * ld + k];
+      part[i % 8] += v * v;
+    }
+    const double below =
+        ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    if (below < VANISHING) {
+      for (int i = 0; i < rows; ++i) panel[int64_t(i) * ld + k] = 0;
+      continue;
+    }
     double* top = R + int64_t(k) * ld;
     const double alpha = top[k];
     const double beta = alpha > 0 ? -std::sqrt(alpha * alpha + below)  // away from cancellation
@@ -94,8 +105,8 @@ inline void add_rows(double* R, int d, int ld, double* panel, int rows, double* 
   }
 }
 
-// L = R'^T of R P = Q R', by modified Gram-Schmidt, the longest remaining column first. R [d, ld] is
-// overwritten; column and result as for cholesky.
+// L = R'^T of R P = Q R', by modified Gram-Schmidt, the longest remaining column first. R [d, ld]
+// is overwritten; column and result as for cholesky.
 template <class Column>
 inline int pivoted_orthogonalisation(double* R, int d, int ld, double* scratch, Column column) {
   constexpr int W = LANES<double>;
@@ -104,10 +115,12 @@ inline int pivoted_orthogonalisation(double* R, int d, int ld, double* scratch, 
     for (int j = 0; j < ld; ++j) left[j] = 0;
     for (int i = 0; i < d; ++i) {
       const double* row = R + int64_t(i) * ld;
-      for (int j = 0; j < ld; j += W) store(left + j, load(left + j) + load(row + j) * load(row + j));
+      for (int j = 0; j < ld; j += W)
+        store(left + j, load(left + j) + load(row + j) * load(row + j));
     }
     if (k == 0)
-      for (int j = 0; j < d; ++j) drop[j] = left[j] * (d * EPSILON) * (d * EPSILON);
+      for (int j = 0; j < d; ++j)
+        drop[j] = std::max(left[j] * (d * EPSILON) * (d * EPSILON), VANISHING);
     for (int j = 0; j < d; ++j)
       if (!(left[j] > drop[j])) left[j] = 0;
     const int p = largest(left, d);

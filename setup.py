@@ -21,7 +21,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
-KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp", "right_svd.cpp", "assignment.cpp")  # built once per instruction set
+# built once per instruction set
+KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp", "right_svd.cpp", "assignment.cpp")
 PLAIN_FILES = ("cpu/dispatch.cpp", "bindings.cpp")
 # -fno-math-errno and -fno-trapping-math change no result; -ffast-math would
 COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-g0"]

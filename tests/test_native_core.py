@@ -1,8 +1,8 @@
 """The native core under AddressSanitizer and UBSan, without Python or torch.
 
 native/check_core.cpp drives the kernels of the losses, native/check_linalg.cpp those of the linear
-algebra, over awkward sizes, layouts and dtypes, and compare with naive loops.  The plain suite checks
-the builds that nearly every x86-64 machine can run; ``--slow`` adds AVX-512 and other seeds.
+algebra, over awkward sizes, layouts and dtypes, and compare with naive loops.  The plain suite
+checks the builds that nearly every x86-64 machine can run; ``--slow`` adds AVX-512 and other seeds.
 """
 
 from __future__ import annotations

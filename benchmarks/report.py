@@ -45,6 +45,7 @@ def report(result: dict[str, Any], statistic: str = "minimum", brief: bool = Fal
     steps = [r for r in rows if r["kind"] == "training step"]
     if steps:
         parts.append(_steps(steps, statistic))
+    parts += _linear_algebra(rows, statistic)
     return "\n\n".join([*parts, _hardware(result, statistic)]) + "\n"
 
 
@@ -92,6 +93,37 @@ def _steps(rows: Sequence[Row], statistic: str) -> str:
         lines.append([row["name"], _shape(row), str(row["threads"]), *ms, *ratios])
     head = ["training step", "batch", "threads", "vaekern ms", "compile ms", "eager ms"]
     return _table([*head, "vs compile", "vs eager"], lines)
+
+
+_LOOPS = {"scipy": "loop over SciPy", "loop": "loop over jacrev, svd, SciPy"}
+
+
+def _linear_algebra(rows: Sequence[Row], statistic: str) -> list[str]:
+    """Singular vectors with each solver's worst error (relative; of the largest), the rest."""
+    parts = []
+    solvers = ("svd", "gram_eigh", "gram_eigh_double")
+    lines = []
+    for row in (r for r in rows if r["kind"] == "right_svd"):
+        errors = [row["errors"][s] for s in ("vaekern", *solvers)]
+        lines.append(
+            [row["name"], _shape(row), f"{row[f'{statistic}_us']['vaekern'] / 1e3:.2f}"]
+            + [_times(row[f"{statistic}_speedup"][solver]) for solver in solvers]
+            + [f"{e['relative']:.0e}, {e['absolute']:.0e}" for e in errors]
+        )
+    if lines:
+        names = ["`svd`", "Gram + `eigh`", "in float64"]
+        head = ["right_svd", "size", "vaekern ms", *(f"vs {name}" for name in names)]
+        parts.append(_table([*head, "vaekern error", *(f"{n} error" for n in names)], lines))
+    others = [r for r in rows if r["kind"] in ("assignment", "orthogonality")]
+    lines = []
+    for row in others:
+        ((other, ratio),) = row[f"{statistic}_speedup"].items()
+        us = row[f"{statistic}_us"]
+        ms = [f"{us[variant] / 1e3:,.2f}" for variant in ("vaekern", other)]
+        lines.append([row["name"], _shape(row), *ms, _LOOPS[other], _times(ratio)])
+    if lines:
+        parts.append(_table(["", "size", "vaekern ms", "other ms", "other", "faster"], lines))
+    return parts
 
 
 _NUMBERS = ["vaekern µs", "vs compile", "vs eager", "GB/s", "copy GB/s"]

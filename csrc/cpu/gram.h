@@ -70,8 +70,14 @@ inline void pack(const MatrixView& A, int64_t first, int count, double* panel, i
     }
     return;
   }
+  // the next panel is fetched while this one is computed with
+  const bool ahead = A.column_stride == 1 && first + 2 * count <= A.rows;
+  const int64_t bytes = d * int64_t(size_of(A.dtype));
   for (int k = 0; k < count; ++k) {
     double* row = panel + int64_t(k) * stride;
+    if (ahead)
+      for (int64_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch(A.at(first + count + k, 0) + b, 0, 2);
     load_run<double>(A.at(first + k, 0), A.dtype, A.column_stride, d, row);
     for (int j = d; j < padded(d); ++j) row[j] = 0;
   }

@@ -52,7 +52,7 @@ class Circle {
   }
 
   int64_t size() const { return int64_t(columns_) * stride_; }
-  int64_t gram_size() const { return int64_t(stride_) * stride_; }
+  int64_t gram_size() const { return int64_t(stride_ + 1) * stride_; }
   void clear(double* rows) const { std::memset(rows, 0, sizeof(double) * size_t(size())); }
   int64_t row(int index) const { return int64_t(index) * stride_; }
   int place(int column) const { return column < half_ ? column : bottom_ + column - half_; }
@@ -72,18 +72,28 @@ class Circle {
     }
   }
 
-  // The largest squared cosine between two columns; G is scratch of gram_size().
+  // The largest squared cosine between two columns; G is scratch of gram_size() and a row more.
   double largest_cosine(const double* rows, double* G) const {
     const int n = stride_;
-    std::memset(G, 0, sizeof(double) * size_t(gram_size()));
+    double* inverse = G + int64_t(n) * n;
+    std::memset(G, 0, sizeof(double) * size_t(n) * size_t(n));
     add_gram(rows, stride_, columns_, n, G, n);
+    for (int i = 0; i < n; ++i) {
+      double& square = G[int64_t(i) * n + i];
+      inverse[i] = square > 0 ? 1 / square : 0;
+      square = 0;
+    }
     double worst = 0;
     for (int i = 0; i < n; ++i) {
-      const double a = G[int64_t(i) * n + i];
-      for (int j = i + 1; a > 0 && j < n; ++j) {
-        const double g = G[int64_t(i) * n + j], b = G[int64_t(j) * n + j];
-        if (g != 0 && b > 0) worst = std::max(worst, (g / a) * (g / b));
+      Vec<double> most = {};
+      for (int j = i / W * W; j < n; j += W) {
+        const Vec<double> g = load(G + int64_t(i) * n + j);
+        const Vec<double> cosine = g * (g * load(inverse + j));
+        most = select<double>(cosine > most, cosine, most);
       }
+      double lane[W];
+      std::memcpy(lane, &most, sizeof lane);
+      for (int k = 0; k < W; ++k) worst = std::max(worst, lane[k] * inverse[i]);
     }
     return worst;
   }

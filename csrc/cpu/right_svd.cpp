@@ -14,15 +14,16 @@ namespace VAEKERN_ISA {
 
 namespace {
 
-constexpr double SIGN_TIE = 1e-6;          // as in vaekern/reference_linalg.py
-constexpr int64_t SLICE = 4096;            // rows summed by one task where matrices are few
-constexpr double PLAUSIBLE = 1e-4;         // squared cosine below which a sweep may be the last
+constexpr double SIGN_TIE = 1e-6;  // as in vaekern/reference_linalg.py
+constexpr int64_t SLICE = 4096;    // rows summed by one task where matrices are few
+constexpr double PLAUSIBLE =
+    10;  // (largest cosine in a sweep)^2 / (that asked for): one more may not be needed
 constexpr double ANGLE_OF_SINGLE = 1e-11;  // largest cosine left between columns of float32 data
 constexpr int HEADROOM = 240;              // float64 data are scaled to at most 2^HEADROOM
 constexpr int LOCKSTEP = 2;                // small matrices rotated at the same time
 constexpr int LOCKSTEP_COLUMNS = 32;       // ... while all of them fit the L1 cache
 
-int panel_rows(int ld) { return std::max(32, 4096 / ld); }
+int panel_rows(int ld) { return std::max(32, 1024 / ld); }
 
 bool finite(double v) { return v - v == 0; }
 
@@ -194,10 +195,11 @@ class Solver {
     const double angle = args_.J.dtype == DType::f64 ? d_ * EPSILON : ANGLE_OF_SINGLE;
     double* L[N];
     double tolerance[N];
-    bool far[N] = {};
+    bool far[N];
     for (int n = 0; n < N; ++n) {
       L[n] = rows(n);
       tolerance[n] = angle * angle;
+      far[n] = true;  // a first sweep before the first look
     }
     for (int64_t sweeps = 0;; ++sweeps) {
       bool done = true;
@@ -216,7 +218,7 @@ class Solver {
           state[n].sweeps = std::min<int64_t>(state[n].sweeps, MAX_SWEEPS);
         return;
       }
-      circle_.sweep(L, tolerance, PLAUSIBLE, far);
+      circle_.sweep(L, tolerance, PLAUSIBLE * angle, far);
     }
   }
 
@@ -224,11 +226,12 @@ class Solver {
   void write(int64_t b, const double* L, int exponent) {
     Out* s = static_cast<Out*>(args_.S.data) + b * d_;
     Out* v = static_cast<Out*>(args_.V.data) + b * d_ * d_;
-    double length[MAX_COLUMNS] = {};
+    double length[MAX_COLUMNS], most[MAX_COLUMNS], sign[MAX_COLUMNS];
     int order[MAX_COLUMNS], place[MAX_COLUMNS];
     for (int k = 0; k < d_; ++k) {
       place[k] = circle_.place(k);
       order[k] = k;
+      length[k] = most[k] = sign[k] = 0;
     }
     for (int i = 0; i < d_; ++i) {
       const double* row = L + circle_.row(i);
@@ -237,7 +240,6 @@ class Solver {
     std::stable_sort(order, order + d_, [&](int i, int j) { return length[i] > length[j]; });
 
     double* basis = sum_.data();  // [d, ld], finished with
-    double most[MAX_COLUMNS] = {};
     int rank = 0;
     for (int k = 0; k < d_; ++k) {
       const double l = std::sqrt(length[order[k]]);
@@ -251,7 +253,6 @@ class Solver {
     for (int i = 0; i < d_; ++i)
       for (int k = 0; k < d_; ++k)
         most[k] = std::max(most[k], std::fabs(basis[int64_t(i) * ld_ + k]));
-    double sign[MAX_COLUMNS] = {};
     for (int i = 0; i < d_; ++i)
       for (int k = 0; k < d_; ++k) {
         const double value = basis[int64_t(i) * ld_ + k];

@@ -15,53 +15,57 @@ constexpr double EPSILON = 2.220446049250313e-16;
 // so that only columns 200 orders of magnitude below the largest come here.
 constexpr double VANISHING = 1e-275;
 
-// S -= l l^T on whole rows, where l is 0 for finished rows
-inline void subtract_outer(double* S, int d, int ld, const double* l) {
+// The largest of n values in whole vectors, and the index of the first that is
+inline int largest(const double* values, int n, double& most) {
   constexpr int W = LANES<double>;
-  for (int i = 0; i < d; ++i) {
-    if (l[i] == 0) continue;
-    const Vec<double> factor = splat(l[i]);
-    double* row = S + int64_t(i) * ld;
-    for (int j = 0; j < ld; j += W) store(row + j, load(row + j) - factor * load(l + j));
+  Vec<double> top = load(values);
+  for (int i = W; i < n; i += W) {
+    const Vec<double> v = load(values + i);
+    top = select<double>(v > top, v, top);
   }
-}
-
-// The index of the largest value; the first of equals
-inline int largest(const double* values, int n) {
-  int best = 0;
-  for (int i = 1; i < n; ++i)
-    if (values[i] > values[best]) best = i;
-  return best;
+  most = top[0];
+  for (int k = 1; k < W; ++k) most = top[k] > most ? top[k] : most;
+  int at = 0;
+  while (at < n - 1 && values[at] != most) ++at;
+  return at;
 }
 
 // Cholesky with complete pivoting. S [d, ld] holds the upper triangle of G and is overwritten.
 // column(k, l): the k-th column l [ld], rows in G's order. A row of which only rounding is left
-// drops out. Returns the rank.
+// drops out, as a finished one does: its entries in later columns are 0. Returns the rank.
 template <class Column>
 inline int cholesky(double* S, int d, int ld, double* scratch, Column column) {
+  constexpr int W = LANES<double>;
   double *l = scratch, *left = scratch + ld, *drop = scratch + 2 * ld;
-  for (int i = 0; i < d; ++i) {
+  for (int i = 0; i < d; ++i)
     for (int j = 0; j < i; ++j) S[int64_t(i) * ld + j] = S[int64_t(j) * ld + i];
-    for (int j = d; j < ld; ++j) S[int64_t(i) * ld + j] = 0;
-    left[i] = S[int64_t(i) * ld + i];
+  for (int i = 0; i < ld; ++i) {
+    left[i] = i < d ? S[int64_t(i) * ld + i] : 0;
     drop[i] = EPSILON * left[i];
   }
   for (int k = 0;; ++k) {
-    const int p = largest(left, d);
-    if (!(left[p] > 0)) return k;
-    double* row = S + int64_t(p) * ld;
-    const double pivot = std::sqrt(left[p]);
-    for (int j = 0; j < ld; ++j) l[j] = row[j] / pivot;
-    l[p] = pivot;
-    column(k, l);
-    subtract_outer(S, d, ld, l);
+    double pivot;
+    const int p = largest(left, ld, pivot);
+    if (!(pivot > 0)) return k;
+    const double* row = S + int64_t(p) * ld;
+    const double inverse = 1 / std::sqrt(pivot);
+    for (int j = 0; j < ld; j += W) {
+      const Vec<double> rest = load(left + j);
+      const Vec<double> v = select<double>(rest > 0.0, load(row + j) * inverse, Vec<double>{});
+      store(l + j, v);
+      store(left + j, rest - v * v);
+    }
+    l[p] = std::sqrt(pivot);
     left[p] = 0;
-    for (int j = 0; j < d; ++j) row[j] = S[int64_t(j) * ld + p] = 0;
-    for (int j = 0; j < d; ++j) {
-      const double rest = S[int64_t(j) * ld + j];
-      if (left[j] > 0) left[j] = rest > drop[j] ? rest : 0;
-      if (left[j] == 0 && rest != 0)  // dropped: it takes no further part
-        for (int i = 0; i < d; ++i) S[int64_t(j) * ld + i] = S[int64_t(i) * ld + j] = 0;
+    column(k, l);
+    for (int j = 0; j < ld; j += W) {
+      const Vec<double> rest = load(left + j);
+      store(left + j, select<double>(rest > load(drop + j), rest, Vec<double>{}));
+    }
+    for (int i = 0; i < d; ++i) {
+      double* other = S + int64_t(i) * ld;
+      const Vec<double> factor = splat(l[i]);
+      for (int j = 0; j < ld; j += W) store(other + j, load(other + j) - factor * load(l + j));
     }
   }
 }
@@ -123,9 +127,10 @@ inline int pivoted_orthogonalisation(double* R, int d, int ld, double* scratch, 
         drop[j] = std::max(left[j] * (d * EPSILON) * (d * EPSILON), VANISHING);
     for (int j = 0; j < d; ++j)
       if (!(left[j] > drop[j])) left[j] = 0;
-    const int p = largest(left, d);
-    if (!(left[p] > 0)) return k;
-    const double length = std::sqrt(left[p]);
+    double most;
+    const int p = largest(left, ld, most);
+    if (!(most > 0)) return k;
+    const double length = std::sqrt(most);
     for (int j = 0; j < ld; ++j) l[j] = 0;
     for (int i = 0; i < d; ++i) {
       const double* row = R + int64_t(i) * ld;

@@ -63,7 +63,9 @@ namespace cuda {
 
 #define VAEKERN_DEVICE __device__ __forceinline__
 
-VAEKERN_DEVICE float bfloat_to_float(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
+VAEKERN_DEVICE float bfloat_to_float(uint16_t bits) {
+  return __uint_as_float(uint32_t(bits) << 16);
+}
 
 // N elements that lie next to each other, loaded and stored by one instruction.
 template <class T, int N>

@@ -198,8 +198,7 @@ struct Tile {
 #pragma unroll
       for (int j = 0; j < NB; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e)
-          visit(group * NB + i, (2 * member + e) * NB + j, sum[i][j][e]);
+        for (int e = 0; e < 2; ++e) visit(group * NB + i, (2 * member + e) * NB + j, sum[i][j][e]);
   }
 };
 

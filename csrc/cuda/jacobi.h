@@ -249,8 +249,8 @@ struct Jacobi {
     return kept;
   }
 
-  // Completes the first `kept` columns to an orthonormal basis: again and again the unit vector that
-  // is farthest from them, the lowest among equals, with their part taken off twice.
+  // Completes the first `kept` columns to an orthonormal basis: again and again the unit vector
+  // that is farthest from them, the lowest among equals, with their part taken off twice.
   VAEKERN_DEVICE void complete(int kept) {
     const int warp = thread() / 32, warps = team() / 32;
     for (int c = kept; c < d; ++c) {
@@ -306,7 +306,8 @@ struct Jacobi {
       int at = -1;
       for (int i = lane(); i < d; i += 32) largest = fmax(largest, fabs(column[i]));
 #pragma unroll
-      for (int k = 16; k > 0; k /= 2) largest = fmax(largest, __shfl_xor_sync(ALL_LANES, largest, k));
+      for (int k = 16; k > 0; k /= 2)
+        largest = fmax(largest, __shfl_xor_sync(ALL_LANES, largest, k));
       for (int i = lane(); i < d && at < 0; i += 32)
         if (decides_sign(column[i], largest)) at = i;
 #pragma unroll

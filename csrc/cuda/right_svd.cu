@@ -1,7 +1,7 @@
 // Right singular vectors of a batch of matrices. Up to 32 columns one block does everything for one
-// matrix; beyond, one kernel writes partial Gram matrices, a fixed split of the rows to a block, and
-// another adds them up in order and decomposes. Nothing is added atomically: the same input gives
-// the same bits.
+// matrix; beyond, one kernel writes partial Gram matrices, a fixed split of the rows to a block,
+// and another adds them up in order and decomposes. Nothing is added atomically: the same input
+// gives the same bits.
 #include <algorithm>
 
 #include "gram.h"
@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(GRAM_THREADS, 1) gram_tiles(Arguments args) {
   share.add_rows(args.source, block / args.splits * args.source.stride_b, left * Tile::WIDTH,
                  right * Tile::WIDTH, start, end);
   combine(share, tile, Tile::WIDTH, Tile::WIDTH);
-  write_partial(tile, Tile::WIDTH,
-                args.partials + int64_t(blockIdx.x) * Tile::WIDTH * Tile::WIDTH);
+  write_partial(tile, Tile::WIDTH, args.partials + int64_t(blockIdx.x) * Tile::WIDTH * Tile::WIDTH);
 }
 
 __device__ double sum_of_partials(const Arguments& args, int64_t b, int i, int j) {
@@ -187,8 +186,8 @@ int make_plan(int64_t B, int64_t m, int64_t d, Plan& plan) {
   plan.tiles_per_side = int((d + plan.width - 1) / plan.width);
   plan.tiles = plan.tiles_per_side * (plan.tiles_per_side + 1) / 2;
   const int64_t blocks = std::max<int64_t>(1, B * plan.tiles);
-  plan.splits = std::max<int64_t>(
-      1, std::min((WANTED_BLOCKS + blocks - 1) / blocks, m / FEWEST_ROWS));
+  plan.splits =
+      std::max<int64_t>(1, std::min((WANTED_BLOCKS + blocks - 1) / blocks, m / FEWEST_ROWS));
   plan.partials = sizeof(double) * size_t(B * plan.splits * plan.tiles * plan.width * plan.width);
   if (d > 64) {
     int limit = 0;
@@ -234,9 +233,15 @@ int right_svd(const RightSvdArgs& given) {
   Plan plan;
   if (const int error = make_plan(B, m, d, plan)) return error;
   Arguments args;
-  args.source = {static_cast<const char*>(J.data), J.dtype,     Layout::scattered,
-                 J.stride[1] < J.stride[2],        B,           m,
-                 J.stride[0],                      J.stride[1], J.stride[2],
+  args.source = {static_cast<const char*>(J.data),
+                 J.dtype,
+                 Layout::scattered,
+                 J.stride[1] < J.stride[2],
+                 B,
+                 m,
+                 J.stride[0],
+                 J.stride[1],
+                 J.stride[2],
                  int(d)};
   args.source.layout = layout_of(args.source, d <= 8 ? 1 : d <= 16 ? 2 : d <= 32 || d > 64 ? 4 : 8);
   args.out = {given.S, given.V, given.sweeps, given.converged, given.finite};
@@ -251,8 +256,9 @@ int right_svd(const RightSvdArgs& given) {
   if (d <= 32) return launch_small<4>(args, given.stream);
   const size_t tile = sizeof(double) * size_t(plan.width * plan.width);
   const int64_t blocks = B * plan.splits * plan.tiles;
-  if (const int error = d <= 64 ? launch(gram, blocks, GRAM_THREADS, tile, given.stream, args)
-                                : launch(gram_tiles, blocks, GRAM_THREADS, tile, given.stream, args))
+  if (const int error = d <= 64
+                            ? launch(gram, blocks, GRAM_THREADS, tile, given.stream, args)
+                            : launch(gram_tiles, blocks, GRAM_THREADS, tile, given.stream, args))
     return error;
   if (d <= 64) return launch_decompose<Medium, 256>(args, given.stream);
   return launch_decompose<Large, 1024>(args, given.stream);

@@ -1,8 +1,6 @@
 // The kernels as a C library that runs on the CPU: tests/cuda/test_kernels.py loads it with ctypes.
-#include "../../csrc/cuda/right_svd.cu"
-#ifdef VAEKERN_WITH_ASSIGNMENT
 #include "../../csrc/cuda/assignment.cu"
-#endif
+#include "../../csrc/cuda/right_svd.cu"
 
 using namespace vaekern;
 
@@ -44,12 +42,10 @@ int svd(void* data, int dtype, const int64_t* shape, const int64_t* stride, floa
   return cuda::right_svd(args);
 }
 
-#ifdef VAEKERN_WITH_ASSIGNMENT
 int assign(void* data, int dtype, const int64_t* shape, const int64_t* stride, int64_t* columns) {
   cuda::AssignmentArgs args;
   args.cost = tensor(data, dtype, shape, stride);
   args.columns = columns;
   return cuda::assignment(args);
 }
-#endif
 }

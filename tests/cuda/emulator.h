@@ -162,9 +162,11 @@ inline void run_block(int threads) {
   uint32_t random = 12345;
   while (alive > 0) {
     bool ran = false;
-    const int offset = order == Order::shuffled ? int((random = random * 1664525 + 1013904223) >> 8) : 0;
+    const int offset =
+        order == Order::shuffled ? int((random = random * 1664525 + 1013904223) >> 8) : 0;
     for (int n = 0; n < threads; ++n) {
-      // an odd multiplier permutes the numbers below a power of two only; threads are multiples of 32
+      // an odd multiplier permutes the numbers below a power of two only; threads are multiples of
+      // 32
       int k = order == Order::forward    ? n
               : order == Order::backward ? threads - 1 - n
                                          : (n / 32 * 32 + ((n * 11 + offset) & 31)) % threads;
@@ -237,6 +239,7 @@ inline int64_t __double_as_longlong(double x) {
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 using std::isfinite;
 
 #define VAEKERN_ISA emulated

@@ -133,8 +133,8 @@ struct Jacobi {
   VAEKERN_DEVICE int orthogonalise(int rank, bool& converged) {
     const int even = rank + (rank & 1), rounds = even - 1;
     const int pair = thread() / LANES, member = thread() % LANES;
-    const double tolerance = EPSILON * sqrt(double(d));
-    converged = rank < 2;
+    const double tolerance = d * EPSILON;
+    converged = false;
     int sweeps = 0;
     while (!converged && sweeps < MOST_SWEEPS) {
       bool rotated = false;
@@ -346,7 +346,7 @@ struct Jacobi {
     for (int c = thread(); c < d; c += team()) out.S[c] = float(second[c]);
     for (int k = thread(); k < d * d; k += team()) {
       const int i = k / d;
-      out.V[k] = float(L[order[k - i * d] * ld + i]);
+      out.V[k] = float(L[order[k - i * d] * ld + i]) + 0.0f;  // no negative zeros
     }
     if (thread() == 0) {
       *out.sweeps = sweeps;

@@ -34,9 +34,10 @@ __device__ double load_cost(const Costs& costs, int64_t offset) {
   }
 }
 
-// Unsigned integers in the order of the doubles; -0 and 0 are one.
+// Unsigned integers in the order of the doubles. (No distance is -0: sums that start at 0 never
+// are.)
 VAEKERN_DEVICE uint64_t ordered(double x) {
-  const uint64_t bits = uint64_t(__double_as_longlong(x + 0.0));
+  const uint64_t bits = uint64_t(__double_as_longlong(x));
   return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
 }
 

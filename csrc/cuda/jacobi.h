@@ -159,7 +159,7 @@ struct Jacobi {
               gamma += held_x[k] * held_y[k];
             }
           } else {
-#pragma unroll 2
+#pragma unroll 1
             for (int i = member; i < d; i += LANES) {
               alpha += x[i] * x[i];
               beta += y[i] * y[i];
@@ -183,7 +183,7 @@ struct Jacobi {
               }
             }
           } else {
-#pragma unroll 2
+#pragma unroll 1
             for (int i = member; i < d; i += LANES) {
               const double from_x = x[i], from_y = y[i];
               x[i] = turn.c * from_x - turn.s * from_y;

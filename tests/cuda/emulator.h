@@ -27,6 +27,8 @@ struct dim3 {
 
 namespace emulator {
 
+// forward: all warps in step. backward: the last warp runs ahead to the block's next barrier, then
+// the one before it, their lanes from last to first. shuffled: the first warp ahead, lanes mixed.
 enum class Order { forward, backward, shuffled };
 
 // What the tests set.
@@ -141,6 +143,25 @@ T taken(const uint64_t* values, int lane) {
   return value;
 }
 
+// Runs every thread of a warp that is ready until it waits; was there one?
+inline bool run_warp(int w) {
+  bool ran = false;
+  static uint32_t random = 12345;
+  random = random * 1664525 + 1013904223;
+  for (int n = 0; n < 32; ++n) {
+    const int lane = order == Order::forward    ? n
+                     : order == Order::backward ? 31 - n
+                                                : (n * 11 + int(random >> 8)) & 31;
+    const int k = 32 * w + lane;
+    if (k >= int(fibers.size()) || fibers[k].state != Fiber::ready) continue;
+    ran = true;
+    current = k;
+    thread.x = unsigned(k);
+    vaekern_switch_stacks(&scheduler_stack_pointer, fibers[k].stack_pointer);
+  }
+  return ran;
+}
+
 inline void run_block(int threads) {
   constexpr size_t STACK = 64 * 1024;
   fibers.resize(threads);
@@ -159,28 +180,19 @@ inline void run_block(int threads) {
     f.stack_pointer = frame - 6;
     std::memset(f.stack_pointer, 0, 6 * sizeof(void*));
   }
-  uint32_t random = 12345;
+  const int count = int(warps.size());
   while (alive > 0) {
     bool ran = false;
-    const int offset =
-        order == Order::shuffled ? int((random = random * 1664525 + 1013904223) >> 8) : 0;
-    for (int n = 0; n < threads; ++n) {
-      // an odd multiplier permutes the numbers below a power of two only; threads are multiples of
-      // 32
-      int k = order == Order::forward    ? n
-              : order == Order::backward ? threads - 1 - n
-                                         : (n / 32 * 32 + ((n * 11 + offset) & 31)) % threads;
-      if (fibers[k].state != Fiber::ready) continue;
-      ran = true;
-      current = k;
-      thread.x = unsigned(k);
-      vaekern_switch_stacks(&scheduler_stack_pointer, fibers[k].stack_pointer);
-    }
-    for (int w = 0; w < int(warps.size()); ++w)
-      if (warps[w].waiting > 0 && warps[w].waiting == warps[w].alive) {
+    for (int n = 0; n < count; ++n) {
+      const int w = order == Order::backward ? count - 1 - n : n;
+      // in step: a warp stops at its own barriers for the others; ahead: at the block's only
+      do {
+        ran = run_warp(w) || ran;
+        if (warps[w].waiting == 0 || warps[w].waiting != warps[w].alive) break;
         release_warp(w);
         ran = true;
-      }
+      } while (order != Order::forward);
+    }
     if (block_waiting > 0 && block_waiting == alive) {
       release_block();
       ran = true;

@@ -23,9 +23,11 @@ VAEKERN_HD double reciprocal_sqrt(double x) {
 }
 
 // Do two columns of squared norms alpha and beta with inner product gamma still need a rotation?
-// Relative to their own norms, so that tiny columns are held to the same angle as large ones. The
-// product of the norms is taken as a product of roots: alpha beta may underflow.
+// Relative to their own norms, so that tiny columns are held to the same angle as large ones.
+// Squares spare two roots; where they would leave the range of double, the roots are taken.
 VAEKERN_HD bool oblique(double alpha, double beta, double gamma, double tolerance) {
+  const double product = alpha * beta;
+  if (product > 1e-250 && product < 1e250) return gamma * gamma > tolerance * tolerance * product;
   return std::fabs(gamma) > tolerance * (std::sqrt(alpha) * std::sqrt(beta));
 }
 

@@ -226,6 +226,40 @@ def test_install_builds_the_core(checkout: Path, python: Path, tmp_path: Path, h
 
 @pytest.mark.slow
 @pytest.mark.skipif(PURE, reason="VAEKERN_PURE=1 asks for the reference")
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvcc is a shell script")
+def test_no_cuda_kernels_is_no_failure(checkout: Path, python: Path, tmp_path: Path) -> None:
+    """Left out when asked, and where nvcc fails: the rest is built, and the reason is shown."""
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho no such toolkit\nexit 1\n")
+    nvcc.chmod(0o755)
+    home = str(nvcc.parent.parent)
+    for environment, reason in (
+        ({"VAEKERN_CUDA": "0"}, "built with VAEKERN_CUDA=0"),
+        ({"CUDA_HOME": home}, "the CUDA kernels were not built: "),
+        ({"CUDA_HOME": home, "VAEKERN_CUDA": "1"}, "VAEKERN_CUDA=1 asks for CUDA kernels, but "),
+    ):
+        pip(python, checkout, "--no-build-isolation", ".", **environment)
+        text = succeed([python, "-c", LOSS], tmp_path)
+        assert text.startswith(f"cpu {LOSS_VALUE}")
+        assert f"unavailable: {reason}" in text
+        assert ("no such toolkit" in text) == ("CUDA_HOME" in environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PURE, reason="VAEKERN_PURE=1 asks for the reference")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_chosen_architectures(checkout: Path, python: Path, tmp_path: Path) -> None:
+    pip(python, checkout, "--no-build-isolation", ".", VAEKERN_CUDA_ARCHS="9.0; 80")
+    code = "import vaekern._cuda as c; print(c.architectures)"
+    assert succeed([python, "-c", code], tmp_path).strip() == "sm_80 sm_90"
+    pip(python, checkout, "--no-build-isolation", ".", VAEKERN_CUDA_ARCHS="12")
+    text = succeed([python, "-m", "vaekern", "info"], tmp_path)
+    assert "VAEKERN_CUDA_ARCHS asks for 12; this nvcc knows " in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PURE, reason="VAEKERN_PURE=1 asks for the reference")
 def test_editable_install_builds_in_place(checkout: Path, python: Path, tmp_path: Path) -> None:
     copy = tmp_path / "editable"
     shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))

@@ -131,10 +131,16 @@ struct Square {
   double sum[NB * (NB + 1) / 2][2] = {};
 
   VAEKERN_DEVICE void add_rows(const Source& source, int64_t matrix, int64_t start, int64_t end) {
-    const int warps = blockDim.x >> 5;
-    float raw[NB][4];
-    for (int64_t k0 = start + PACKET * (threadIdx.x >> 5); k0 < end; k0 += PACKET * warps) {
-      load_packet<NB>(source, matrix, 0, k0, end, raw);
+    const int64_t step = PACKET * (blockDim.x >> 5);
+    int64_t k0 = start + PACKET * (threadIdx.x >> 5);
+    float raw[NB][4], next[NB][4];
+    if (k0 < end) load_packet<NB>(source, matrix, 0, k0, end, next);
+    for (; k0 < end; k0 += step) {
+#pragma unroll
+      for (int i = 0; i < NB; ++i)
+#pragma unroll
+        for (int s = 0; s < 4; ++s) raw[i][s] = next[i][s];
+      if (k0 + step < end) load_packet<NB>(source, matrix, 0, k0 + step, end, next);
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
         double f[NB];

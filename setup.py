@@ -27,7 +27,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
-KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp", "right_svd.cpp", "assignment.cpp")  # built once per instruction set
+#: Built once per instruction set.
+KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp", "right_svd.cpp", "assignment.cpp")
 PLAIN_FILES = ("cpu/dispatch.cpp", "bindings.cpp")
 CUDA_FILES = ("assignment.cu", "right_svd.cu")
 CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")  # machine code; PTX of the newest for the rest

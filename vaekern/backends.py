@@ -33,7 +33,12 @@ class Backend:
 
 BACKENDS = (
     Backend(
-        "cpu", "cpu", "vectorised C++ kernels", (LOSSES,), lambda: cpu.UNAVAILABLE, cpu.details
+        "cpu",
+        "cpu",
+        "vectorised C++ kernels",
+        (LOSSES, LINALG),
+        lambda: cpu.UNAVAILABLE,
+        cpu.details,
     ),
     Backend("cuda", "cuda", "CUDA C++ kernels", (LINALG,), cuda.unavailable, cuda.details),
     Backend("reference", "any", "plain PyTorch", (LOSSES, LINALG), lambda: None, lambda: ""),
@@ -53,23 +58,23 @@ def _choose(device: str, operators: str, wanted: str | None) -> str:
 _wanted = os.environ.get("VAEKERN_BACKEND") or None
 if _wanted is not None:
     _checks.option("the environment variable VAEKERN_BACKEND", _wanted, NAMES)
-#: device type -> does a kernel serve its losses?  Read on every call, written only by ``use``.
-_KERNELS: dict[str, bool] = {}
+#: group -> device type -> does a kernel serve it?  Filled on first use, since asking a GPU starts
+#: CUDA, read on every call, and emptied by ``use``.
+_KERNELS: dict[str, dict[str, bool]] = {LOSSES: {}, LINALG: {}}
 
 
-def _refresh() -> None:
-    _KERNELS.clear()
-    for b in BACKENDS:
-        if b.device != "any":
-            _KERNELS[b.device] = _choose(b.device, LOSSES, _wanted) != "reference"
+def has_kernel(device_type: str, operators: str = LOSSES) -> bool:
+    """Do kernels, rather than the reference, serve a group of operators on this device type?"""
+    known = _KERNELS[operators]
+    found = known.get(device_type)
+    if found is None:
+        found = known[device_type] = _choose(device_type, operators, _wanted) != "reference"
+    return found
 
 
-_refresh()
-
-
-def has_kernel(device_type: str) -> bool:
-    """Are the losses of this device type a kernel's?"""
-    return _KERNELS.get(device_type, False)
+def _forget() -> None:
+    for known in _KERNELS.values():
+        known.clear()
 
 
 @contextlib.contextmanager
@@ -94,12 +99,12 @@ def use(name: str) -> Iterator[None]:
     if why is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {why}")
     before, _wanted = _wanted, name
-    _refresh()
+    _forget()
     try:
         yield
     finally:
         _wanted = before
-        _refresh()
+        _forget()
 
 
 def active(device: str | torch.device = "cpu", operators: str = LOSSES) -> str:

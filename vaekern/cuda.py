@@ -91,8 +91,7 @@ def right_svd(J: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def assignment(cost: Tensor) -> Tensor:
-    """cost [B, d, d] on a CUDA device -> columns [B, d] int64; a row of -1 where a matrix holds NaN
-    or -infinity, or no assignment costs less than infinity."""
+    """cost [B, d, d] on a CUDA device -> columns [B, d] int64, -1 where a matrix is not finite."""
     kernels = _load()[0]
     with torch.cuda.device(cost.device):
         columns = torch.empty(cost.shape[:2], dtype=torch.int64, device=cost.device)

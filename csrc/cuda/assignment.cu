@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(32, 1) assign(Costs costs) {
   for (int i = 0; i < d; ++i)
     for (int j = lane; j < d; j += 32) {
       const double cost = load_cost(costs, offset + i * outer + j * inner);
-      invalid = invalid || cost != cost || cost == -INFINITE;
+      invalid = invalid || !isfinite(cost);
       if (costs.in_shared) table[by_row ? i * d + j : j * d + i] = T(cost);
     }
   invalid = __any_sync(ALL_LANES, invalid);

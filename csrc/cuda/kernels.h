@@ -29,7 +29,7 @@ int right_svd_workspace(int64_t batch, int64_t m, int64_t d, size_t* bytes);
 int right_svd(const RightSvdArgs& args);
 
 // columns[b, i]: what row i is assigned where the sum of cost[b, i, columns[b, i]] is smallest; -1
-// throughout a matrix with NaN or -inf, or where no finite sum exists.
+// throughout a matrix with NaN or infinity.
 struct AssignmentArgs {
   Tensor cost;                 // [B, d, d], any strides
   int64_t* columns = nullptr;  // [B, d]

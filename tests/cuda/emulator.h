@@ -51,15 +51,10 @@ struct Warp {
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline std::vector<double> shared_memory;
-inline int current = 0, block_waiting = 0, alive = 0, votes[2] = {}, vote_round = 0;
+inline int current = 0, block_waiting = 0, alive = 0, vote = 0;
 inline void* scheduler_stack_pointer = nullptr;
 inline void (*entry)() = nullptr;
 inline dim3 thread, block, block_size, grid_size;
-
-[[noreturn]] inline void fail(const char* what) {
-  std::fprintf(stderr, "emulator: %s (block %u)\n", what, block.x);
-  std::abort();
-}
 
 #if !defined(__x86_64__)
 #error "the emulator switches fibers on x86-64 only"
@@ -97,7 +92,7 @@ inline void start_fiber() {
   --alive;
   --warps[current / 32].alive;
   yield();
-  fail("a finished thread ran on");
+  std::abort();  // a finished thread never runs on
 }
 
 inline void release_block() {
@@ -162,7 +157,8 @@ inline bool run_warp(int w) {
   return ran;
 }
 
-inline void run_block(int threads) {
+// Returns what went wrong, or null.
+inline const char* run_block(int threads) {
   constexpr size_t STACK = 64 * 1024;
   fibers.resize(threads);
   warps.assign((threads + 31) / 32, Warp());
@@ -197,8 +193,9 @@ inline void run_block(int threads) {
       release_block();
       ran = true;
     }
-    if (!ran) fail("a barrier that not every thread reaches");
+    if (!ran) return "a barrier that not every thread reaches";
   }
+  return nullptr;
 }
 
 }  // namespace emulator
@@ -211,11 +208,11 @@ inline void run_block(int threads) {
 inline void __syncthreads() { emulator::block_barrier(); }
 inline void __syncwarp(unsigned = ~0u) { emulator::warp_barrier(); }
 inline int __syncthreads_or(int mine) {
-  emulator::votes[0] |= mine != 0;
+  emulator::vote |= mine != 0;
   emulator::block_barrier();
-  const int result = emulator::votes[0];
+  const int result = emulator::vote;
   emulator::block_barrier();
-  emulator::votes[0] = 0;
+  emulator::vote = 0;
   emulator::block_barrier();
   return result;
 }
@@ -283,6 +280,8 @@ inline int shared_memory_limit(int* bytes) {
   return 0;
 }
 
+constexpr int GUARD = 64;  // numbers behind a block's shared memory that must stay NaN
+
 template <class Arguments>
 int launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared, void*,
            const Arguments& arguments) {
@@ -299,8 +298,15 @@ int launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared
   ++::emulator::launches;
   for (int64_t b = 0; b < blocks; ++b) {
     ::emulator::block.x = unsigned(b);
-    ::emulator::shared_memory.assign((shared + 7) / 8, std::nan(""));
-    ::emulator::run_block(threads);
+    auto& memory = ::emulator::shared_memory;
+    memory.assign((shared + 7) / 8 + GUARD, std::nan(""));
+    const char* wrong = ::emulator::run_block(threads);
+    for (int k = 0; k < GUARD; ++k)
+      if (!std::isnan(memory[memory.size() - 1 - k])) wrong = "shared memory is overrun";
+    if (wrong != nullptr) {
+      std::fprintf(stderr, "emulator: %s (block %lld)\n", wrong, static_cast<long long>(b));
+      return 2;
+    }
   }
   return 0;
 }

@@ -180,6 +180,8 @@ struct Plan {
   size_t partials = 0, columns = 0;  // bytes
 };
 
+// Few matrices are split more finely, to fill the device: the last places of the float64 sums
+// depend on B, and on nothing else but the input.
 int make_plan(int64_t B, int64_t m, int64_t d, Plan& plan) {
   if (d <= 32) return 0;
   plan.width = d <= 64 ? 64 : Tile::WIDTH;

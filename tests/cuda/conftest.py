@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: compiled as C++ over an emulation of CUDA's threads."""
+"""The CUDA kernels twice: compiled as C++ over an emulation of CUDA's threads, and on a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+
+from vaekern import cuda
 
 ROOT = Path(__file__).parent.parent.parent
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -59,6 +61,24 @@ class EmulatedKernels:
         return columns
 
 
+class DeviceKernels:
+    """The same on the GPU, with tensors of the same layout there."""
+
+    order = "forward"
+    shared_memory = 0
+
+    @staticmethod
+    def _move(t: Tensor) -> Tensor:
+        whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+        return whole.cuda().as_strided(t.shape, t.stride(), t.storage_offset())
+
+    def right_svd(self, J: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.cpu() for t in cuda.right_svd(self._move(J)))
+
+    def assignment(self, cost: Tensor) -> Tensor:
+        return cuda.assignment(self._move(cost)).cpu()
+
+
 def _pointer(t: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(t.data_ptr())
 
@@ -84,6 +104,10 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def kernels(emulated_library: Path) -> EmulatedKernels:
-    return EmulatedKernels(emulated_library)
+@pytest.fixture(params=["emulated", "device"] if torch.cuda.is_available() else ["emulated"])
+def kernels(request: pytest.FixtureRequest) -> EmulatedKernels | DeviceKernels:
+    if request.param == "emulated":
+        return EmulatedKernels(request.getfixturevalue("emulated_library"))
+    if why := cuda.unavailable():
+        pytest.skip(f"no CUDA kernels on a GPU here: {why}")
+    return DeviceKernels()

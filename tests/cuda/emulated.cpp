@@ -1,4 +1,4 @@
-// The kernels as a C library that runs on the CPU: tests/cuda/test_kernels.py loads it with ctypes.
+// The kernels as a C library that runs on the CPU: tests/cuda/conftest.py loads it with ctypes.
 #include "../../csrc/cuda/assignment.cu"
 #include "../../csrc/cuda/right_svd.cu"
 

@@ -1,4 +1,4 @@
-"""assignment's CUDA kernel, emulated on the CPU: SciPy's answer, ties included."""
+"""assignment's CUDA kernel, emulated on the CPU and on the GPU: SciPy's answer, ties included."""
 
 from __future__ import annotations
 

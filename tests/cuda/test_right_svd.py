@@ -1,4 +1,4 @@
-"""right_svd's CUDA kernels, emulated on the CPU, against float64 SVDs."""
+"""right_svd's CUDA kernels, emulated on the CPU and on the GPU, against float64 SVDs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 
 
-class Session:
+class Run:
     """One run: its device, its clock's limits and what it has found."""
 
     def __init__(self, device: torch.device, seconds: float, dry: bool) -> None:
@@ -175,24 +175,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = next(b for b in backends.BACKENDS if b.name == "cuda")
         parser.error(f"the CUDA kernels cannot run here: {row.unavailable()}; --dry-run can")
     started = time.monotonic()
-    session = Session(device, options.seconds, options.dry_run)
+    run = Run(device, options.seconds, options.dry_run)
     operators = [o for o in OPERATORS if options.only in (None, o.name)]
     for operator in operators:
-        session.check(operator)
-    failed = [check for check in session.checks if not check["passed"]]
-    print(f"{len(session.checks) - len(failed)} of {len(session.checks)} checks passed", flush=True)
+        run.check(operator)
+    failed = [check for check in run.checks if not check["passed"]]
+    print(f"{len(run.checks) - len(failed)} of {len(run.checks)} checks passed", flush=True)
     for check in failed:
         print("FAILED", json.dumps(check), flush=True)
     if not options.checks_only:
         for operator in operators:
-            session.time(operator)
+            run.time(operator)
     about = machine(device)
     result = {
         "dry_run": options.dry_run,
         "machine": about,
         "seconds": round(time.monotonic() - started, 1),
-        "checks": session.checks,
-        "rows": session.rows,
+        "checks": run.checks,
+        "rows": run.rows,
     }
     name = "dry-run" if options.dry_run else about["gpu"]["name"]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gpu--{slug}.json"
     write_atomically(path, json.dumps(result, indent=1) + "\n")
-    write_atomically(path.with_suffix(".txt"), "\n".join(map(line, session.rows)) + "\n")
+    write_atomically(path.with_suffix(".txt"), "\n".join(map(line, run.rows)) + "\n")
     print(path)
     return 1 if failed else 0
 

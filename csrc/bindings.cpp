@@ -2,57 +2,20 @@
 // kernels without the GIL. Arguments are validated above (vaekern/functional.py).
 #include <pybind11/pybind11.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "core.h"
-#include "dlpack.h"
+#include "read_tensor.h"
 
 namespace py = pybind11;
 using namespace vaekern;
 
 namespace {
 
-const dlpack::ExchangeApi* api = nullptr;
 PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
 
-Tensor read(py::handle object) {
-  Tensor t;
-  if (object.is_none()) return t;
-  dlpack::Tensor d;
-  if (api->tensor_from_py_object(object.ptr(), &d) != 0) throw py::error_already_set();
-  if (d.device.type != dlpack::CPU) throw std::invalid_argument("a tensor is not on the CPU");
-  if (d.ndim > MAX_DIMS)
-    throw std::invalid_argument("tensors of more than " + std::to_string(MAX_DIMS) +
-                                " axes are not supported, got " + std::to_string(d.ndim) +
-                                "; flatten the features");
-  if (d.dtype.code == dlpack::FLOAT)
-    t.dtype = d.dtype.bits == 64 ? DType::f64 : d.dtype.bits == 32 ? DType::f32 : DType::f16;
-  else if (d.dtype.code == dlpack::BFLOAT)
-    t.dtype = DType::bf16;
-  else
-    throw std::invalid_argument("a tensor is not floating point");
-  t.data = d.data ? static_cast<char*>(d.data) + d.byte_offset : nullptr;
-  t.present = true;
-  t.ndim = d.ndim;
-  int64_t step = 1;
-  for (int k = d.ndim - 1; k >= 0; --k) {
-    t.shape[k] = d.shape[k];
-    t.stride[k] = d.strides ? d.strides[k] : step;
-    step *= d.shape[k];
-  }
-  if (!t.data && t.numel()) throw std::invalid_argument("a tensor has no memory of its own");
-  return t;
-}
+Tensor read(py::handle object) { return read_tensor(object, dlpack::CPU); }
 
 void init(py::capsule table, py::type tensor, py::type parameter) {
-  auto* found = static_cast<const dlpack::ExchangeApi*>(
-      PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"));
-  if (!found) throw py::error_already_set();
-  while (found && found->version.major != 1) found = found->previous;
-  if (!found || !found->tensor_from_py_object)
-    throw std::runtime_error("torch publishes no DLPack 1.x exchange table");
-  api = found;
+  set_exchange_table(table);
   tensor_type = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
   parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
 }
@@ -186,7 +149,7 @@ bool known_layout(const Tensor& v, const Tensor& x) {
 // the CPU; else 0.
 int tracked(py::handle buffer, int64_t n) {
   dlpack::Tensor d;
-  if (api->tensor_from_py_object(buffer.ptr(), &d) != 0) {
+  if (exchange_table()->tensor_from_py_object(buffer.ptr(), &d) != 0) {
     PyErr_Clear();
     return 0;
   }
@@ -215,7 +178,7 @@ int check(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py
     PyTypeObject* type = Py_TYPE(given[k].ptr());
     if (type != tensor_type && type != parameter_type) return -1;
     dlpack::Tensor d;
-    if (api->tensor_from_py_object(given[k].ptr(), &d) != 0) {
+    if (exchange_table()->tensor_from_py_object(given[k].ptr(), &d) != 0) {
       PyErr_Clear();
       return -1;
     }

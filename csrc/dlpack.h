@@ -14,13 +14,13 @@ struct Version {
 struct Device {
   int32_t type, id;
 };
-constexpr int32_t CPU = 1;
+constexpr int32_t CPU = 1, CUDA = 2;
 
 struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
 };
-constexpr uint8_t FLOAT = 2, BFLOAT = 4;
+constexpr uint8_t INT = 0, UINT = 1, FLOAT = 2, BFLOAT = 4, BOOL = 6;
 
 struct Tensor {
   void* data;

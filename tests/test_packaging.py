@@ -179,8 +179,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pip(python: Path, folder: Path, *words: str | Path, **environment: str) -> str:
+    """The CUDA kernels, half of the build, only where a test asks for them: VAEKERN_CUDA=""."""
     command = [python, "-m", "pip", "install", "--no-deps", "--force-reinstall", *words]
-    return succeed([*command], folder, 600, **environment)
+    return succeed([*command], folder, 600, **{"VAEKERN_CUDA": "0", **environment})
 
 
 @pytest.mark.slow
@@ -213,15 +214,53 @@ def test_install_builds_the_core(checkout: Path, python: Path, tmp_path: Path, h
     if how == "shared":
         pip(python, checkout, "--no-build-isolation", ".")
     elif how == "isolated":
-        pip(python, checkout, ".")
+        pip(python, checkout, ".", VAEKERN_CUDA="")
+        if shutil.which("nvcc") is not None:
+            succeed([python, "-c", "import vaekern._cuda"], tmp_path)
     else:
         venv.create(tmp_path / "uv", with_pip=True)
         uv = tmp_path / "uv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         if run([uv, "-m", "pip", "install", "-q", "uv"], tmp_path).returncode:
             pytest.skip("the package index has no uv")
         words = ["-m", "uv", "pip", "install", "--no-deps", "--reinstall", "--python", python, "."]
-        succeed([uv, *words], checkout, 600)
+        succeed([uv, *words], checkout, 600, VAEKERN_CUDA="0")
     assert succeed([python, "-c", LOSS], tmp_path).startswith(f"cpu {LOSS_VALUE}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PURE, reason="VAEKERN_PURE=1 asks for the reference")
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvcc is a shell script")
+def test_no_cuda_kernels_is_no_failure(checkout: Path, python: Path, tmp_path: Path) -> None:
+    """Left out when asked, and where nvcc fails: the rest is built, and the reason is shown."""
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho no such toolkit\nexit 1\n")
+    nvcc.chmod(0o755)
+    home = str(nvcc.parent.parent)
+    for environment, reason in (
+        ({"VAEKERN_CUDA": "0"}, "built with VAEKERN_CUDA=0"),
+        ({"CUDA_HOME": home, "VAEKERN_CUDA": ""}, "the CUDA kernels were not built: "),
+        ({"CUDA_HOME": home, "VAEKERN_CUDA": "1"}, "VAEKERN_CUDA=1 asks for CUDA kernels, but "),
+    ):
+        pip(python, checkout, "--no-build-isolation", ".", **environment)
+        text = succeed([python, "-c", LOSS], tmp_path)
+        assert text.startswith(f"cpu {LOSS_VALUE}")
+        assert f"unavailable: {reason}" in text
+        assert ("no such toolkit" in text) == ("CUDA_HOME" in environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PURE, reason="VAEKERN_PURE=1 asks for the reference")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_chosen_architectures(checkout: Path, python: Path, tmp_path: Path) -> None:
+    environment = {"VAEKERN_CUDA": "", "VAEKERN_CUDA_ARCHS": "9.0; 80"}
+    pip(python, checkout, "--no-build-isolation", ".", **environment)
+    code = "import vaekern._cuda as c; print(c.architectures)"
+    assert succeed([python, "-c", code], tmp_path).strip() == "sm_80 sm_90"
+    environment = {"VAEKERN_CUDA": "", "VAEKERN_CUDA_ARCHS": "12"}
+    pip(python, checkout, "--no-build-isolation", ".", **environment)
+    text = succeed([python, "-m", "vaekern", "info"], tmp_path)
+    assert "VAEKERN_CUDA_ARCHS asks for 12; this nvcc knows " in text
 
 
 @pytest.mark.slow
@@ -251,7 +290,7 @@ def test_source_distribution_builds_a_wheel(checkout: Path, python: Path, tmp_pa
     assert not [name for name in names if name.endswith((".so", ".pyd", ".o"))]
 
     words = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, archive]
-    succeed([python, *words], tmp_path, 600)
+    succeed([python, *words], tmp_path, 600, VAEKERN_CUDA="0")
     (wheel,) = tmp_path.glob("vaekern-*.whl")
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, cpu, reference_linalg
+from . import backends, cpu, cuda, reference_linalg
 
 #: The largest number of columns of ``right_svd`` and ``assignment``.
 MAX_COLUMNS = 256
@@ -76,8 +76,9 @@ def right_svd(
             "J requires grad and right_svd has no derivative: pass J.detach(), or use "
             "torch.linalg.svd for a differentiable one"
         )
-    if backends.has_kernel(J.device.type):
-        S, V, sweeps, converged, finite = cpu.right_svd(J)
+    if backends.has_kernel(J.device.type, backends.LINALG):
+        kernels = cuda if J.is_cuda else cpu
+        S, V, sweeps, converged, finite = kernels.right_svd(J)
         _check_finite("J", finite)
     else:
         _check_finite("J", _finite(J))
@@ -122,8 +123,8 @@ def assignment(cost: Tensor) -> Tensor:  # [B, d, d] -> [B, d]
         raise ValueError(
             f"cost must be square, [B, d, d], got {list(cost.shape)}; pad it with a constant"
         )
-    if backends.has_kernel(cost.device.type):
-        columns = cpu.assignment(cost)
+    if backends.has_kernel(cost.device.type, backends.LINALG):
+        columns = (cuda if cost.is_cuda else cpu).assignment(cost)
         _check_finite("cost", columns[:, 0] >= 0)
         return columns
     _check_finite("cost", _finite(cost))

@@ -1,0 +1,101 @@
+"""The command for a machine with a GPU, as far as it runs without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture(scope="module")
+def modules():  # type: ignore[no-untyped-def]
+    """gpu, gpu_clock and gpu_operators, imported as the script imports them."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import gpu
+        import gpu_clock
+        import gpu_operators
+
+        yield gpu, gpu_clock, gpu_operators
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+def test_dry_run_checks_and_writes_every_row(modules, tmp_path: Path, capsys) -> None:
+    gpu, _, operators = modules
+    assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "gpu--dry-run.json").read_text())
+    assert result["dry_run"] is True
+    assert {check["operator"] for check in result["checks"]} == {"right_svd", "assignment"}
+    assert all(check["passed"] for check in result["checks"])
+    assert len(result["rows"]) == sum(len(o.small) for o in operators.OPERATORS)
+    for row in result["rows"]:
+        assert row["kernel"]["us"] > 0
+        assert all("us" in other for other in row["baselines"].values())
+    table = (tmp_path / "gpu--dry-run.txt").read_text()
+    assert table in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_fails(modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, _, operators = modules
+    right = operators.RIGHT_SVD.kernel
+    planted = {
+        "value": lambda J: (right(J)[0] * (1 + 1e-6), *right(J)[1:]),
+        "vector": lambda J: (right(J)[0], right(J)[1].roll(1, 1)),
+        "bits": lambda J: (right(J)[0] + 1e-7 * torch.rand(()) * right(J)[0], right(J)[1]),
+    }
+    for kernel in planted.values():
+        wrong = dataclasses.replace(operators.RIGHT_SVD, kernel=kernel)
+        monkeypatch.setattr(gpu, "OPERATORS", (wrong,))
+        assert gpu.main(["--dry-run", "--checks-only", "--out", str(tmp_path)]) == 1
+
+
+def test_moving_keeps_the_layout(modules) -> None:
+    *_, operators = modules
+    case = torch.randn(3, 8, 6)[1:, ::2, 1::2]
+    moved = operators.move(case, torch.device("cpu"))
+    assert torch.equal(moved, case)
+    assert (moved.stride(), moved.storage_offset()) == (case.stride(), case.storage_offset())
+
+
+def test_slow_baselines_are_estimated(modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, clock, _ = modules
+    seen: list[int] = []
+
+    def one_second_each(x: torch.Tensor) -> None:
+        seen.append(len(x))
+
+    def single(call, inputs, seconds, fewest=1):  # type: ignore[no-untyped-def]
+        call(inputs[0])
+        us = 1e6 * len(inputs[0])
+        return clock.Timing(us, "single", 1, us, us)
+
+    monkeypatch.setattr(clock, "single", single)
+    timing = clock.bounded(one_second_each, [torch.zeros(512, 1)], 1.0, limit=25.0)
+    assert (timing.how, timing.us, timing.matrices) == ("estimate", 512e6, 8)
+    assert max(seen) == 8
+    timing = clock.bounded(one_second_each, [torch.zeros(20, 1)], 1.0, limit=25.0)
+    assert (timing.how, max(seen)) == ("single", 20)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
+def test_without_a_gpu_it_says_what_is_missing() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "the CUDA kernels cannot run here: " in done.stderr
+    assert "--dry-run" in done.stderr

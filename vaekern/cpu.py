@@ -56,7 +56,7 @@ def right_svd(J: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     S, V = torch.empty(batch, d, dtype=dtype), torch.empty(batch, d, d, dtype=dtype)
     status = torch.empty(batch, dtype=torch.int64)
     core.right_svd(J, S, V, status.data_ptr(), torch.get_num_threads())
-    return S, V, status.abs() - 1, status > 0, status != 0
+    return S, V, (status.abs() - 1).int(), status > 0, status != 0
 
 
 def assignment(cost: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, cpu, cuda, reference_linalg
+from . import _matrix_checks, backends, cpu, cuda, reference_linalg
 
 #: The largest number of columns of ``right_svd`` and ``assignment``.
 MAX_COLUMNS = 256
@@ -68,7 +68,7 @@ def right_svd(
     directions (by accident)", section 3; one-sided Jacobi of a triangular factor after Demmel and
     Veselic 1992, "Jacobi's method is more accurate than QR".
     """
-    _check_batch("J", J, "[B, m, d]")
+    _matrix_checks.matrices("J", J, "[B, m, d]", MAX_COLUMNS)
     if J.shape[1] == 0:
         raise ValueError(f"J must have at least one row, got {list(J.shape)}; check the decoder")
     if J.requires_grad:
@@ -79,9 +79,9 @@ def right_svd(
     if backends.has_kernel(J.device.type, backends.LINALG):
         kernels = cuda if J.is_cuda else cpu
         S, V, sweeps, converged, finite = kernels.right_svd(J)
-        _check_finite("J", finite)
+        _matrix_checks.all_finite("J", finite)
     else:
-        _check_finite("J", _finite(J))
+        _matrix_checks.all_finite("J", _matrix_checks.finite_samples(J))
         S, V, sweeps, converged = reference_linalg.right_svd(J)
     return RightSVD(S, V, _left_vectors(J, V) if left else None, sweeps, converged)
 
@@ -118,16 +118,16 @@ def assignment(cost: Tensor) -> Tensor:  # [B, d, d] -> [B, d]
     Source: Crouse 2016, "On implementing 2D rectangular assignment algorithms", shortest
     augmenting paths.
     """
-    _check_batch("cost", cost, "[B, d, d]")
+    _matrix_checks.matrices("cost", cost, "[B, d, d]", MAX_COLUMNS)
     if cost.shape[1] != cost.shape[2]:
         raise ValueError(
             f"cost must be square, [B, d, d], got {list(cost.shape)}; pad it with a constant"
         )
     if backends.has_kernel(cost.device.type, backends.LINALG):
         columns = (cuda if cost.is_cuda else cpu).assignment(cost)
-        _check_finite("cost", columns[:, 0] >= 0)
+        _matrix_checks.all_finite("cost", columns[:, 0] >= 0)
         return columns
-    _check_finite("cost", _finite(cost))
+    _matrix_checks.all_finite("cost", _matrix_checks.finite_samples(cost))
     return reference_linalg.assignment(cost)
 
 
@@ -159,40 +159,10 @@ def nearest_signed_permutation(V: Tensor) -> Tensor:  # [B, d, d] -> [B, d, d]
     Source: Rolinek et al. 2019, "Variational autoencoders pursue PCA directions (by accident)",
     equation 29; the paper solves a mixed-integer programme.
     """
-    _check_batch("V", V, "[B, d, d]")
+    _matrix_checks.matrices("V", V, "[B, d, d]", MAX_COLUMNS)
     if V.shape[1] != V.shape[2]:
         raise ValueError(f"V must be square, [B, d, d], got {list(V.shape)}")
     size = V.abs()
     columns = assignment((size - 1).abs() - size)[:, :, None]
     signs = torch.where(V.gather(2, columns) < 0, -1.0, 1.0).to(V.dtype)
     return torch.zeros_like(V).scatter_(2, columns, signs)
-
-
-def _check_batch(name: str, t: Tensor, shape: str) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor {shape}, got {type(t).__name__}")
-    if not t.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {t.dtype}; call .float() on it")
-    if t.dim() != 3:
-        raise ValueError(
-            f"{name} must have shape {shape}, got {list(t.shape)}; "
-            "one matrix becomes a batch with .unsqueeze(0)"
-        )
-    if not 1 <= t.shape[2] <= MAX_COLUMNS:
-        raise ValueError(
-            f"{name} must have 1 to {MAX_COLUMNS} columns, got {list(t.shape)}; "
-            "pick latent dimensions, or use torch.linalg.svd and SciPy for larger ones"
-        )
-
-
-def _finite(t: Tensor) -> Tensor:  # [B] bool
-    return torch.isfinite(t).flatten(1).all(1)
-
-
-def _check_finite(name: str, finite: Tensor) -> None:  # [B] bool
-    if not bool(finite.all()):
-        bad = (~finite).nonzero().flatten()
-        raise ValueError(
-            f"{name} must be finite, but sample {int(bad[0])} holds NaN or infinity "
-            f"({len(bad)} of {len(finite)} samples do); look for a diverged model"
-        )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaekern.linalg import _check_batch as check_batch
-from vaekern.linalg import _check_finite as check_finite
+from vaekern import _matrix_checks
+from vaekern.linalg import MAX_COLUMNS
 
 BLOCK_ELEMENTS = 1 << 21  # 16 MB of float64 at a time, whatever B, m and d are
 
@@ -24,10 +24,10 @@ class Normalized(NamedTuple):
 
 def check_jacobian(J: Tensor) -> None:
     """Refuse anything but a finite floating-point [B, m, d] with m >= 1 and d from 1 to 256."""
-    check_batch("J", J, "[B, m, d]")
+    _matrix_checks.matrices("J", J, "[B, m, d]", MAX_COLUMNS)
     if J.shape[1] == 0:
         raise ValueError(f"J must have at least one row, got {list(J.shape)}; check the decoder")
-    check_finite("J", J)
+    _matrix_checks.all_finite("J", _matrix_checks.finite_samples(J))
 
 
 def normalized_blocks(J: Tensor) -> Iterator[Normalized]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaekern import _checks
-from vaekern.diagnostics._jacobians import BLOCK_ELEMENTS, check_batch, normalized_blocks
+from vaekern import _checks, _matrix_checks
+from vaekern.diagnostics._jacobians import BLOCK_ELEMENTS, normalized_blocks
 from vaekern.linalg import MAX_COLUMNS, nearest_signed_permutation, right_svd
 
 
@@ -74,7 +74,7 @@ def distance_to_orthogonality(
     Source: Rolinek et al. 2019, "Variational autoencoders pursue PCA directions (by accident)",
     equation 29; the assignment replaces the paper's mixed-integer programme, with equal results.
     """
-    check_batch("J", J, "[B, m, d]")
+    _matrix_checks.matrices("J", J, "[B, m, d]", MAX_COLUMNS)
     check_active(active, J.shape[0], J.shape[2], J.device)
     return measure(J.detach(), active)[0]
 

@@ -286,7 +286,9 @@ def test_half_precision_gradients_round_after_the_upstream_factor() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_zero_residual_is_finite(covariance: str, dtype: torch.dtype) -> None:
+def test_zero_residual_is_finite_and_the_reference_value(
+    covariance: str, dtype: torch.dtype
+) -> None:
     x = torch.rand(4, 33).to(dtype)
     x_hat = x.clone().requires_grad_()
     for reduction in ("batchmean", "none"):
@@ -295,6 +297,9 @@ def test_zero_residual_is_finite(covariance: str, dtype: torch.dtype) -> None:
         (grad,) = torch.autograd.grad((loss * torch.rand(loss.shape) * 65536).sum(), x_hat)
         assert loss.isfinite().all()
         assert torch.equal(grad, torch.zeros_like(grad))
+        with backends.use("reference"):
+            wanted = functional.mle_nll(x_hat, x, covariance, reduction=reduction)
+        torch.testing.assert_close(loss, wanted)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

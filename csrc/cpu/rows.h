@@ -80,14 +80,15 @@ void Reconstruction<C, Act>::rows_iso_i() {
   const double v = IsoI::guarded(mean, tiny);
   double weighted = 0;
   for (int64_t b = 0; b < B_; ++b) {
-    out_.nll[b] = IsoI::row_value(v, out_.square[b], D);
+    // below the guard there is no residual to speak of: every sample's term is the mean
+    out_.nll[b] = IsoI::row_value(v, mean < tiny ? D * v : out_.square[b], D);
     weighted += w_[b] * out_.square[b];
   }
   if (!has_grad_) return;
   // uneven upstream weights also move the shared estimate; even ones cancel exactly
   const double shared = w_.rows.empty() ? 0 : (w_.sum(B_) - weighted / (D * v)) / n;
   std::vector<double> factor(B_);
-  // below the guard there is no residual to speak of, and w / v may overflow
+  // ... and w / v may overflow
   for (int64_t b = 0; b < B_; ++b) factor[b] = mean < tiny ? 0 : (w_[b] + shared) / v / double(L_);
   write_rows(factor);
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -103,6 +104,17 @@ def beta_tensor(value: Tensor, mu: Tensor) -> Tensor:
             "move it with beta.to(mu.device)"
         )
     return value
+
+
+def process_group(value: object) -> None:
+    if value is None or value is False:
+        return
+    available = torch.distributed.is_available()
+    if not available or not isinstance(value, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"process_group must be None, False or a torch.distributed.ProcessGroup, got {value!r};"
+            " pass what torch.distributed.new_group returned to its members, or mesh.get_group()"
+        )
 
 
 def clamp(name: str, bounds: object, unbounded: float) -> tuple[float, float]:

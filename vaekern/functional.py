@@ -7,6 +7,10 @@ otherwise, and each gradient has its input's dtype.
 
 reduction: "batchmean" = mean over the batch of values summed over their dimensions; "sum" = B times
 that; "mean" = batchmean divided by the number of dimensions; "none" = one value per sample, [B].
+
+On several processes the functions are local, but for :func:`mle_nll`, whose variance is a statistic
+of the batch. Where batches differ in size, add up "sum"s and divide by the mean size over the
+processes, or take :class:`vaekern.GaussianVAELoss`, which does.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from . import _checks, ops, reference
+from . import _checks, joined, ops, reference
 from .backends import has_kernel
+from .joined import Joined
 from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
 
+BATCH_COUPLED = (OBJECTIVES["iso-i"], OBJECTIVES["diag-i"])  # a sample's term depends on the others
 SMALLEST_EPS = 1e-30  # eps keeps log(0 + eps) and 1 / (0 + eps) finite in float32
 _F32 = torch.float32
 _F64 = torch.float64
@@ -58,10 +64,9 @@ def _expand(t: Tensor, to: Tensor) -> Tensor:
     return (t if t.dtype in (_F32, _F64) else t.float()).expand(to.shape)
 
 
-def world(process_group: object, training: bool = True) -> object | None:
-    """The process group over which a batch statistic is to be taken, or None for this process
-    alone."""
-    if process_group is False or not training:
+def world(process_group: object) -> object | None:
+    """The process group over which a batch is joined, or None for this process alone."""
+    if process_group is False:
         return None
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -150,7 +155,8 @@ def mle_nll(
 
     The paper drops the constants; here they are kept, so that the four can be compared.  The
     gradient is that of :func:`gaussian_nll` at the (detached) estimate.  The -i modes couple the
-    batch: average gradients over micro-batches and you optimise something else.
+    batch: average gradients over micro-batches and you optimise something else
+    (:meth:`vaekern.GaussianVAELoss.accumulate` is exact).
 
     Args:
         x_hat: [B, ...] or [L, B, ...]; with ``activation`` the logits.
@@ -160,8 +166,11 @@ def mle_nll(
             or above the smallest normal number), so that a residual of zero stays finite.
         activation, reduction: as in :func:`gaussian_nll`. "none" gives for the -i modes the
             per-sample NLL at the batch's estimate, whose mean is the objective.
-        process_group: where the -i modes take their batch mean: None = the default group when
-            torch.distributed is initialised, False = this process alone.
+        process_group: the processes whose batches are one batch: None = the default group when
+            torch.distributed is initialised, False = this process alone. All of them have to call,
+            once each: pass False where one evaluates alone. "batchmean", "mean" and "sum" are
+            scaled so that the processes' mean is the joined batch's value
+            (:class:`vaekern.GaussianVAELoss` has the table).
 
     Returns:
         A scalar in nats, or [B] for "none".
@@ -182,56 +191,75 @@ def mle_nll(
     _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
     _checks.option("activation", activation, ACTIVATIONS)
     _checks.positive("eps", eps, "it keeps zero residuals finite", SMALLEST_EPS)
+    _checks.process_group(process_group)
     _checks.floating(x_hat=x_hat, x=x, required=True)
     narrow = _narrow(x_hat, x)
     _checks.reconstruction(x_hat, x)
     options = Options(
         OBJECTIVES[covariance], ACTIVATIONS[activation], REDUCTIONS[reduction], eps=float(eps)
     )
-    group = world(process_group) if covariance in ("iso-i", "diag-i") else None
+    group = world(process_group)
     if group is not None:
-        return _across_ranks(options, group, None, x_hat, x)[0]
+        return _joint_loss(options, group, None, narrow, None, x_hat, x)[0]
     return ops.loss(options, _kernel(x_hat), narrow, None, x_hat, x)[0]
 
 
-def _across_ranks(
+def _joint_loss(
     options: Options,
-    group: object,
+    group: object | None,
+    known: Joined | None,  # what an earlier pass has found out about the joined batch
+    narrow: bool,
     beta: Tensor | None,
     x_hat: Tensor,
     x: Tensor,
+    x_logvar: Tensor | None = None,
     mu: Tensor | None = None,
     logvar: Tensor | None = None,
     scale_tril: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The -i modes at the variance of all ranks' samples: one all-reduce of (sum, count) in the
-    forward and none in the backward, for the objective's gradient is that of the NLL at the
-    detached estimate.  The ranks' mean is the objective on the joined batch, whatever each rank's
-    share."""
-    diagonal = options.objective == OBJECTIVES["diag-i"]
-    activation = ops.ACTIVATION_NAMES[options.activation]
-    if options.reduction == REDUCTIONS["none"]:
-        raise ValueError(
-            "reduction must not be 'none' where the variance is taken over several processes, for "
-            "one process's weights move the others' estimate; use 'batchmean' or "
-            "process_group=False"
-        )
-    with torch.no_grad():
-        q = reference.squared_residual(x_hat, x, activation)
-        sums = q.sum(0).flatten() if diagonal else q.flatten(1).mean(1).sum().reshape(1)
-        sums = torch.cat([sums, sums.new_full((1,), float(x.shape[0]))])
-        torch.distributed.all_reduce(sums, group=group)  # type: ignore[arg-type]
-        count = sums[-1].clamp_min(1)
-        v = sums[:-1] / count
+) -> tuple[Tensor, Tensor, Joined]:
+    """The loss of a batch of which this is a part: (value, statistics, the joined batch).
+
+    A coupled objective is evaluated as the NLL at the joined batch's variance, held fixed: that has
+    the objective's gradient, so that nothing is communicated in the backward."""
+    kernel, batch, features = _kernel(x_hat), x.shape[0], math.prod(x.shape[1:])
+    variance = None
+    if options.objective in BATCH_COUPLED:
+        differentiated = torch.is_grad_enabled() and (x_hat.requires_grad or x.requires_grad)
+        if differentiated and options.reduction == REDUCTIONS["none"]:
+            raise ValueError(
+                "reduction must not be 'none' where a gradient is taken and the variance is that "
+                "of several processes or micro-batches, for each sample's weight moves the "
+                "others' estimate; use 'batchmean', torch.no_grad() or process_group=False"
+            )
+        if known is None:
+            alone = options._replace(reduction=REDUCTIONS["batchmean"])
+            with torch.no_grad():
+                found = ops.loss(alone, kernel, narrow, None, x_hat, x, want_statistics=True)[1]
+                assert found is not None
+                known = joined.join(joined.totals(found, batch), group)
+        dtype = ops._value_dtype(x_hat, x, mu, logvar, scale_tril)
+        with torch.no_grad():
+            variance = joined.mean(known)
+            x_logvar, excess = reference.known_variance(
+                variance, options.objective == OBJECTIVES["diag-i"], features, options.eps, dtype
+            )
+        x_logvar = x_logvar if len(x_logvar) == 1 else x_logvar.view(x.shape[1:])
+        x_hat, x = ops.differentiable_once(kernel, x_hat, x)
+        options = options._replace(objective=OBJECTIVES["gaussian"])
     value, statistics = ops.loss(
-        options, False, False, beta, x_hat, x, None, mu, logvar, scale_tril,
-        variance=v.view(x.shape[1:]) if diagonal else v.reshape(()), want_statistics=True,
+        options, kernel, narrow, beta, x_hat, x, x_logvar, mu, logvar, scale_tril,
+        want_statistics=True,
     )  # fmt: skip
     assert statistics is not None
-    if options.reduction in (REDUCTIONS["batchmean"], REDUCTIONS["mean"]):
-        ranks = torch.distributed.get_world_size(group)  # type: ignore[arg-type]
-        value = value * (x.shape[0] * ranks / count)
-    return value, statistics
+    if known is None:
+        known = joined.join(joined.totals(statistics, batch), group)
+    if variance is not None:
+        terms = {REDUCTIONS["sum"]: batch, REDUCTIONS["mean"]: 1 / max(features, 1)}
+        value = value + excess * terms.get(options.reduction, 1)
+        rows = statistics[: 3 * batch]
+        statistics = torch.cat([rows[:batch] + excess, rows[batch:], variance.to(rows.dtype)])
+    value = value * joined.share(known, options.reduction, batch, value.dtype)
+    return value, statistics, known
 
 
 def gaussian_kl(
@@ -444,21 +472,24 @@ def gaussian_vae_loss(
     x_logvar: Tensor | None,
     scale_tril: Tensor | None,
     beta: Tensor | None,
-    process_group: object,
+    process_group: object | None,
+    known: Joined | None,
     want_statistics: bool = True,
     logvar_name: str = "x_logvar",  # what the caller knows it as
     track: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
-) -> tuple[Tensor, Tensor | None]:
-    """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss).
+) -> tuple[Tensor, Tensor | None, Joined | None]:
+    """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss,
+    the joined batch where this is a part of one).
 
     track = (last, running, momentum): the buffers of the decoder's variance, to be updated.  Where
     the kernel does it and ``want_statistics`` is False, the statistics are not made (None)."""
-    if process_group is None and has_kernel("cpu"):
+    alone = process_group is None and known is None
+    if alone and has_kernel("cpu"):
         found = ops.direct_loss(
             options, beta, x_hat, x, x_logvar, mu, logvar, scale_tril, want_statistics, track
         )
         if found is not None:
-            return found
+            return *found, None
     _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
     _checks.floating(x=x, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril)
     narrow = _narrow(mu, logvar, scale_tril, x_hat, x, x_logvar)
@@ -471,22 +502,25 @@ def gaussian_vae_loss(
     if x_logvar is not None:
         x_logvar = _expand_x_logvar(logvar_name, x_logvar, x)
     statistics: Tensor | None
-    if process_group is not None:
-        value, statistics = _across_ranks(
-            options, process_group, beta, x_hat, x, mu, logvar, scale_tril
-        )
-    else:
+    variance = None
+    if alone:
         value, statistics = ops.loss(
             options, _kernel(x_hat), narrow, beta, x_hat, x, x_logvar, mu, logvar,
             scale_tril, want_statistics=want_statistics or track[0] is not None,
         )  # fmt: skip
+        if x.shape[0] and statistics is not None:  # an empty batch says nothing
+            variance = statistics[3 * x.shape[0] :]
+    else:
+        value, statistics, known = _joint_loss(
+            options, process_group, known, narrow, beta, x_hat, x, x_logvar, mu, logvar,
+            scale_tril,
+        )  # fmt: skip
+        variance = joined.tracked(known)
     last, running, momentum = track
-    # an empty batch says nothing, unless other ranks had samples
-    if last is not None and running is not None and (x.shape[0] or process_group is not None):
-        assert statistics is not None
+    if last is not None and running is not None and variance is not None:
         with torch.no_grad():
-            ops.track(last, running, statistics[3 * x.shape[0] :], momentum)
-    return value, statistics
+            ops.track(last, running, variance, momentum)
+    return value, statistics, known
 
 
 class LossComponents(NamedTuple):
@@ -510,6 +544,7 @@ def components(
     logvar: Tensor | None,
     x_logvar: Tensor | None,
     scale_tril: Tensor | None,
+    whole: Joined | None,
 ) -> LossComponents:
     """The parts of a loss, from its statistics vector."""
     batch, features = x.shape[0], math.prod(x.shape[1:])
@@ -520,6 +555,8 @@ def components(
         if options.reduction != REDUCTIONS["sum"]:
             divisor = features if options.reduction == REDUCTIONS["mean"] else 1
             parts = parts / (max(batch, 1) * divisor)
+    if whole is not None:
+        parts = parts * joined.share(whole, options.reduction, batch, parts.dtype)
     with torch.no_grad():
         dims = Options(0, 0, REDUCTIONS["dims"], 1.0, *options[4:])
         kernel = _kernel(mu)
@@ -527,6 +564,8 @@ def components(
         kl_per_dim = ops.loss(
             dims, kernel, narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril
         )[0]
+        if whole is not None:
+            kl_per_dim = kl_per_dim * joined.samples_share(whole, batch).to(kl_per_dim.dtype)
         if x_logvar is not None:
             decoder = x_logvar.detach().to(statistics.dtype).clamp_min(options.x_logvar_min)
         else:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import _checks, functional, ops
+from . import _checks, functional, joined, ops
 from .functional import LossComponents
+from .joined import Joined, Parts
 from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
 
 ESTIMATES = ("mle", "learned", "fixed")
@@ -53,7 +55,7 @@ class GaussianVAELoss(nn.Module):
         reduction: "batchmean", "sum", "mean" (nats per data dimension) or "none" ([B]).
         check_finite: raise on NaN or infinite inputs; synchronises the device, and is left out by
             torch.compile.
-        process_group: where the -i MLE modes take their batch mean while training: None = the
+        process_group: the processes whose batches are one batch while training: None = the
             default group when torch.distributed is initialised; False = this process alone.
 
     Call:
@@ -65,6 +67,30 @@ class GaussianVAELoss(nn.Module):
     Buffers of the MLE modes, updated in training mode only: ``last_variance`` and
     ``running_variance`` (iso-i one number; diag-i x's shape; -d modes their mean, one number).
     ``eval()`` does not change the loss; sampling and likelihood estimates read the running one.
+
+    The mle estimates of iso-i and diag-i couple the batch, so that averaging gradients over
+    micro-batches optimises something else; :meth:`accumulate` is the exact way.
+
+    Several processes (DistributedDataParallel, fully_shard): while training, their batches are one.
+    Each forward all-reduces (sums, count) once, in float64 (mle diag-i: one number per dimension
+    and the count; else two numbers), the backward nothing. The batches may differ in size and be
+    empty, but every process has to call the loss equally often; in ``eval()`` nobody waits.
+
+    ============ ===============================================================================
+    reduction    the value on each of W processes, N samples in all
+    ============ ===============================================================================
+    "batchmean"  W / N times the sum over its own samples
+    "mean"       the same, divided by the data's dimensions
+    "sum"        W times the sum over its own samples
+    "none"       its own samples' values; no gradient for the mle modes iso-i and diag-i
+    ============ ===============================================================================
+
+    So the mean over the processes is the joined batch's value, and the mean of their gradients,
+    which both wrappers take, its gradient. That holds for the fields of :meth:`components`, too,
+    whereas x_logvar and the buffers are the joined batch's own and the same everywhere (x_logvar
+    of the -d modes belongs to the process's samples). A learned variance is exchanged only as part
+    of the wrapped model: wrap a module whose forward returns the loss, as
+    :class:`vaekern.models.VAE` is; outside, each process would train its own.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument, before anything is computed.
@@ -106,6 +132,7 @@ class GaussianVAELoss(nn.Module):
         _checks.option("activation", activation, ACTIVATIONS)
         _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
         _checks.positive("eps", eps, "it keeps zero residuals finite", functional.SMALLEST_EPS)
+        _checks.process_group(process_group)
         x_shape = _checks.sample_shape("x_shape", x_shape)
         lo, hi = _checks.clamp("logvar_clamp", logvar_clamp, ops.UNBOUNDED)
         self.covariance, self.estimate = covariance, estimate
@@ -124,7 +151,7 @@ class GaussianVAELoss(nn.Module):
         )
         self._takes_x_logvar = estimate == "learned" and covariance in ("iso-d", "diag-d")
         self._estimated = estimate == "mle"
-        self._batch_coupled = estimate == "mle" and covariance in ("iso-i", "diag-i")
+        self._parts: Parts | None = None  # while gradients are accumulated
         self._used = [False]  # since the last optimiser step that was looked at; see _after_step
         if estimate == "mle":
             if isinstance(variance, Tensor) or variance != 1.0:
@@ -205,14 +232,17 @@ class GaussianVAELoss(nn.Module):
 
         ``loss`` is what the call returns, with its graph; the others are detached.  reconstruction,
         kl and mse (E_L |r|^2) are reduced like the loss; kl_per_dim is the mean over the batch;
-        x_logvar is the decoder's log sigma^2.
+        x_logvar is the decoder's log sigma^2.  While training on several processes all but x_logvar
+        are this process's share, whose mean over the processes is the joined batch's.
         """
-        loss, statistics = self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta, True)
+        loss, statistics, whole = self._evaluate(
+            x_hat, x, mu, logvar, x_logvar, scale_tril, beta, True
+        )
         assert statistics is not None
         if self.estimate != "mle" and x_logvar is None:
             x_logvar = self.x_logvar
         return functional.components(
-            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril
+            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril, whole
         )
 
     def _evaluate(
@@ -225,11 +255,11 @@ class GaussianVAELoss(nn.Module):
         scale_tril: Tensor | None,
         beta: float | Tensor | None,
         want_statistics: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Joined | None]:
         if not (isinstance(x_hat, Tensor) and isinstance(x, Tensor) and isinstance(mu, Tensor)):
             _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
         options, weight, training = self._options, None, self.training
-        track, group = _NO_TRACKING, None
+        track, group, known, parts = _NO_TRACKING, None, None, self._parts
         if beta is not None:
             if isinstance(beta, Tensor):
                 weight = _checks.beta_tensor(beta, mu)
@@ -244,18 +274,84 @@ class GaussianVAELoss(nn.Module):
             self._fits(x)
             if training:
                 track = self._buffers_for(x)
-                if self._batch_coupled:
-                    group = functional.world(self.process_group)
         else:
             x_logvar = self._decoder_logvar(x_logvar, x)
+        if training:
+            group = functional.world(self.process_group)
         if self.check_finite and not torch.compiler.is_compiling():
             _checks.finite(
                 x_hat=x_hat, x=x, mu=mu, logvar=logvar, x_logvar=x_logvar, scale_tril=scale_tril
             )
-        return functional.gaussian_vae_loss(
-            options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group, want_statistics,
-            "variance" if self.estimate == "fixed" else "x_logvar", track,
+        if parts is not None:
+            known, want_statistics = parts.joined, True
+            parts.group, parts.track, group, track = group, track, None, _NO_TRACKING
+        found = functional.gaussian_vae_loss(
+            options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group, known,
+            want_statistics, "variance" if self.estimate == "fixed" else "x_logvar", track,
         )  # fmt: skip
+        if parts is not None:
+            assert found[1] is not None
+            parts.add(found[1], x.shape[0])
+        return found
+
+    def accumulate(
+        self,
+        step: Callable[[Any], Tensor],
+        micro_batches: Iterable[Any],
+        *,
+        model: nn.Module | None = None,
+    ) -> Iterator[Tensor]:
+        r"""Accumulate the exact gradient of one large batch over its micro-batches.
+
+        The -i MLE objectives couple the batch: the average of their gradients over micro-batches
+        belongs to another objective, and uneven micro-batches are weighted wrongly by any.  Here a
+        first pass without gradients finds the whole batch's variance and size, on all processes,
+        and a second one evaluates each micro-batch at them:
+
+        .. math:: \nabla \tfrac{D}{2} \log \sum_{b,i} r_{bi}^2
+                  = \frac1N \sum_{b,i} \frac{r_{bi} \nabla r_{bi}}{\hat\sigma^2},
+                  \quad \hat\sigma^2 = \frac{1}{ND} \sum_{b,i} r_{bi}^2
+
+        and so on for diag-i.  The cost is one more forward pass of the network; layers that follow
+        their inputs, such as BatchNorm, see each micro-batch twice.
+
+        Args:
+            step: takes one micro-batch, runs the network and this loss, and returns the loss.
+            micro_batches: of any sizes, the same number on every process; kept until the end.
+            model: the DistributedDataParallel or `fully_shard` model that step runs, for its
+                processes to exchange gradients once, with the last micro-batch. Without it the
+                gradients are the same and the exchange takes place for each.
+
+        Yields:
+            Each micro-batch's share of the loss, for you to call ``backward()`` on as it is: they
+            add up to the loss of the whole batch (on several processes: their mean does).
+
+        Raises:
+            RuntimeError: the second pass did not see what the first one saw. torch's default
+                generators are replayed; a generator that step is given has to be reset by it, and
+                a compiled network takes its noise as an input.
+
+        Example:
+            >>> import torch, vaekern
+            >>> encoder, decoder = vaekern.models.networks.mlp((6,), 2, width=8, output="linear")
+            >>> loss_fn = vaekern.GaussianVAELoss("iso-i", "mle")
+            >>> vae = vaekern.models.VAE(encoder, decoder, loss_fn, latent_dim=2)
+            >>> optimizer = torch.optim.Adam(vae.parameters())
+            >>> x = torch.randn(32, 6)
+            >>> for loss in loss_fn.accumulate(lambda part: vae(part).loss, x.split(8)):
+            ...     loss.backward()
+            >>> optimizer.step()
+
+        Source: the gradient of the log-MSE is that of the NLL at the detached estimate; Takida et
+        al. 2022, appendix G.
+        """
+        return joined.accumulate(self, step, micro_batches, model)
+
+    def _track(self, whole: Joined, track: tuple[Tensor | None, Tensor | None, float]) -> None:
+        last, running, momentum = track
+        if last is not None and running is not None:
+            with torch.no_grad():
+                ops.track(last, running, joined.tracked(whole), momentum)
 
     def _decoder_logvar(self, x_logvar: Tensor | None, x: Tensor) -> Tensor:
         if not self._takes_x_logvar:

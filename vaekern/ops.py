@@ -200,7 +200,8 @@ _sample_backward_op = torch.ops.vaekern.sample_backward.default
 
 TWICE = (
     "the gradient of a fused vaekern operator cannot be differentiated again; for a double "
-    "backward run the forward pass inside `with vaekern.backends.use('reference'):`"
+    "backward run the forward pass inside `with vaekern.backends.use('reference'):`, on one "
+    "process and the whole batch"
 )
 
 
@@ -227,6 +228,27 @@ def _once(grads: Any, *sources: Tensor | None) -> list[Tensor | None]:
     """Under create_graph=True: never a silent None or zero."""
     grads = list(grads)
     return list(_Once.apply(len(grads), *grads, *sources))
+
+
+class _Held(torch.autograd.Function):
+    """x_hat and x, for a loss at an estimate that is held fixed: right for one derivative only."""
+
+    @staticmethod
+    def forward(ctx, x_hat, x):
+        ctx.save_for_backward(x_hat, x)
+        ctx.set_materialize_grads(False)
+        return x_hat.view_as(x_hat), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return tuple(_once(grads, *ctx.saved_tensors)) if torch.is_grad_enabled() else grads
+
+
+def differentiable_once(kernel: bool, x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernels say so themselves."""
+    if kernel or _is_compiling() or _transformed():
+        return x_hat, x
+    return _Held.apply(x_hat, x)  # type: ignore[no-any-return]
 
 
 class _Loss(torch.autograd.Function):
@@ -435,22 +457,24 @@ def loss(
     scale_tril: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
-    variance: Tensor | None = None,  # the -i modes' estimate when it comes from elsewhere
     want_statistics: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """(value, statistics) as in reference.loss, by the kernel or by the reference; where the
     statistics are not wanted they may be None."""
     tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
     if kernel and not _transformed():
-        if _plain(*tensors, beta) and not want_statistics:
+        if _plain(*tensors, beta):
             dtype, rowwise = _value_dtype(*tensors), options.reduction >= _FIRST_ROWWISE
             like = x if x is not None else mu
             assert like is not None
             dims = options.reduction == REDUCTIONS["dims"]
             shape = like.shape[1:] if dims else like.shape[:1] if rowwise else ()
             early = not rowwise and not narrow and torch.is_grad_enabled()
-            call = (options, early, shape, dtype, None, beta, None, None, 0.0)
-            return _DirectLoss.apply(call, *tensors), None
+            statistics = None
+            if want_statistics:
+                statistics = _loss_outputs(x, mu, dtype, options.objective, 0)[1]
+            call = (options, early, shape, dtype, statistics, beta, None, None, 0.0)
+            return _DirectLoss.apply(call, *tensors), statistics
         if not torch.is_grad_enabled():  # no gradient is written
             out = _loss_op(*tensors, beta, *options, 0)
             return out[0], out[1]
@@ -465,7 +489,6 @@ def loss(
         eps=options.eps,
         logvar_clamp=None if clamp == (-UNBOUNDED, UNBOUNDED) else clamp,
         x_logvar_min=options.x_logvar_min,
-        variance=variance,
     )  # fmt: skip
 
 

@@ -73,13 +73,11 @@ def mle_nll(
     covariance: str,  # "iso-i" | "iso-d" | "diag-i" | "diag-d"
     eps: float = 1e-6,
     activation: str | None = None,
-    variance: Tensor
-    | None = None,  # the -i modes' estimate when it comes from elsewhere (all ranks)
 ) -> Tensor:  # [B]
     """Gaussian NLL at the maximum-likelihood variance; per-sample terms whose mean is the
     objective."""
     q = squared_residual(x_hat, x, activation)
-    v = mle_variance(q, covariance) if variance is None else variance
+    v = mle_variance(q, covariance)
     features = x[0].numel() if len(x) else max(math.prod(x.shape[1:]), 1)
     if covariance == "iso-d":
         return 0.5 * features * (torch.log(v + eps) - math.log(features) + 1 + LOG_2PI)
@@ -91,6 +89,23 @@ def mle_nll(
         excess = torch.where(some, (q - v) / torch.where(some, v, 1.0), 0.0)
         return _rows(0.5 * (torch.log(v) + 1 + LOG_2PI + excess))
     return _rows(0.5 * (torch.log(v + eps) + 1 + LOG_2PI + (q - v) / (v + eps)))
+
+
+def known_variance(
+    v: Tensor,  # [1] (iso-i) or [D] (diag-i): mle_variance of the whole batch
+    diagonal: bool,
+    features: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(logvar, excess), of dtype, with which the -i modes' mle_nll of a part of the batch is its
+    gaussian_nll at logvar, plus excess for each sample.  The gradient for x_hat is the same too."""
+    if not diagonal:  # zero residuals: a variance of 1 leaves their gradient at zero
+        tiny = torch.finfo(dtype).tiny
+        none = v < tiny
+        excess = torch.where(none, 0.5 * features * (math.log(tiny) + 1), 0.0).sum()
+        return torch.log(torch.where(none, 1.0, v)).to(dtype), excess.to(dtype)
+    return torch.log(v + eps).to(dtype), (0.5 * eps / (v + eps)).sum().to(dtype)
 
 
 def exp_excess(t: Tensor) -> Tensor:
@@ -170,7 +185,6 @@ def loss(
     eps: float,
     logvar_clamp: tuple[float, float] | None,
     x_logvar_min: float,
-    variance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reconstruction + beta KL, either part optional; and the statistics, detached, as one vector:
     [ reconstruction [B], E_L |r|^2 [B], KL [B], variance ([1], or D numbers for diag-i) ]."""
@@ -185,9 +199,9 @@ def loss(
             assert x_logvar is not None
             rows = gaussian_nll(x_hat, x, _wide(x_logvar).clamp_min(x_logvar_min), activation)
         else:
-            rows = mle_nll(x_hat, x, objective, eps, activation, variance)
+            rows = mle_nll(x_hat, x, objective, eps, activation)
         v = q.mean(0).flatten() if objective == "diag-i" else q.mean().reshape(1)
-        statistics = [rows.detach(), _rows(q), v if variance is None else variance.flatten()]
+        statistics = [rows.detach(), _rows(q), v]
     if mu is not None:
         if scale_tril is not None:
             kl = full_gaussian_kl(mu, scale_tril)

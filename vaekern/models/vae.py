@@ -47,6 +47,20 @@ class VAE(nn.Module):
         >>> vae.sample(3).shape
         torch.Size([3, 64])
 
+        On several processes wrap the VAE whole: its forward returns the loss, so that the gradient
+        of a learned variance is exchanged like any other. Call the wrapper to train, the VAE itself
+        to sample. (Here one process stands for them all; torchrun gives rank and world_size.)
+
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> store = torch.distributed.HashStore()
+        >>> torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> vae.loss = vaekern.GaussianVAELoss("iso-i", "learned")
+        >>> parallel = DistributedDataParallel(vae)
+        >>> parallel(torch.randn(16, 64)).loss.backward()
+        >>> vae.loss.x_logvar.grad is None
+        False
+        >>> torch.distributed.destroy_process_group()
+
     Source:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 10.
     """

@@ -36,6 +36,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """compare(variants, bytes_moved=, copy_bytes=, **facts): time the variants, report one row.
 
     variants: name -> one call; "vaekern", "compile", "eager" and, where bytes count, "copy".
+    fewest_visits: of each variant; fewer where a call takes seconds.
     facts: what the row is about: kind=, name=, shape=.
     """
 
@@ -44,12 +45,14 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
         *,
         bytes_moved: int | None = None,
         copy_bytes: int | None = None,
+        fewest_visits: int = measure.FEWEST_VISITS,
         **facts: Any,
     ) -> None:
         benchmark.extra_info.update(facts, threads=torch.get_num_threads())
         if not benchmark.enabled:  # --benchmark-disable: the correctness gate only
             return
-        durations = measure.interleave(variants, request.config.getoption("--cell-seconds"))
+        seconds = request.config.getoption("--cell-seconds")
+        durations = measure.interleave(variants, seconds, fewest_visits)
         row: dict[str, Any] = measure.summary(durations)
         for name, variant, count in (
             ("", "vaekern", bytes_moved),

@@ -68,7 +68,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], object]], seconds: float
+    variants: Mapping[str, Callable[[], object]], seconds: float, fewest_visits: int = FEWEST_VISITS
 ) -> dict[str, list[float]]:
     """Durations in seconds of single calls: variant -> list.
 
@@ -91,7 +91,7 @@ def interleave(
             repeats[name] = max(FEWEST_CALLS, min(MOST_CALLS, int(fitting)))
         durations: dict[str, list[float]] = {name: [] for name in variants}
         end, visits = clock() + seconds, 0
-        while visits < FEWEST_VISITS or clock() < end:
+        while visits < fewest_visits or clock() < end:
             for name, call in variants.items():
                 for _ in range(UNTIMED):
                     call()

@@ -70,28 +70,47 @@ inline void pack(const MatrixView& A, int64_t first, int count, double* panel, i
     }
     return;
   }
-  // the next panel is fetched while this one is computed with
-  const bool ahead = A.column_stride == 1 && first + 2 * count <= A.rows;
-  const int64_t bytes = d * int64_t(size_of(A.dtype));
+  if (A.column_stride == 1 && A.row_stride == d && stride == d) {  // one run
+    load_run<double>(A.at(first, 0), A.dtype, 1, int64_t(count) * d, panel);
+    return;
+  }
   for (int k = 0; k < count; ++k) {
     double* row = panel + int64_t(k) * stride;
-    if (ahead)
-      for (int64_t b = 0; b < bytes; b += 64)
-        __builtin_prefetch(A.at(first + count + k, 0) + b, 0, 2);
     load_run<double>(A.at(first + k, 0), A.dtype, A.column_stride, d, row);
     for (int j = d; j < padded(d); ++j) row[j] = 0;
   }
 }
 
+// Memory that is wanted soon: fetched line by line while there is something to compute, for a burst
+// of requests would stall the loads that come behind it.
+struct Ahead {
+  const char *at = nullptr, *end = nullptr;
+
+  Ahead() = default;
+  // Rows [first, last) of A, where they lie in one piece
+  Ahead(const MatrixView& A, int64_t first, int64_t last) {
+    if (A.column_stride != 1 || A.row_stride != A.columns || first >= last) return;
+    at = A.at(first, 0);
+    end = A.at(last, 0);
+  }
+
+  VAEKERN_INLINE void fetch() {
+    if (at >= end) return;
+    __builtin_prefetch(at, 0, 2);
+    at += 64;
+  }
+};
+
 // G[i0 + r][j0 + ...] += sum over the panel's rows, for R rows and N vectors of G
 template <int R, int N>
 inline void gram_tile(const double* panel, int64_t stride, int rows, int i0, int j0, double* G,
-                      int ld) {
+                      int ld, Ahead& ahead) {
   constexpr int W = LANES<double>;
   Vec<double> sum[R][N] = {};
   const double *left = panel + i0, *right = panel + j0;
   for (int k = 0; k < rows; ++k, left += stride, right += stride) {
     Vec<double> row[N];
+    ahead.fetch();
     for (int n = 0; n < N; ++n) row[n] = load(right + n * W);
     for (int r = 0; r < R; ++r) {
       const Vec<double> factor = splat(left[r]);
@@ -106,8 +125,8 @@ inline void gram_tile(const double* panel, int64_t stride, int rows, int i0, int
 }
 
 // The upper triangle of G [columns, ld] += that of panel^T panel; `columns` is a multiple of LANES.
-inline void add_gram(const double* panel, int64_t stride, int rows, int columns, double* G,
-                     int ld) {
+inline void add_gram(const double* panel, int64_t stride, int rows, int columns, double* G, int ld,
+                     Ahead ahead = {}) {
   constexpr int W = LANES<double>;
   constexpr int R = W < 4 ? 4 / W * W : W;              // rows of a tile: a multiple of W
   constexpr int N = sizeof(Vec<double>) == 64 ? 3 : 2;  // as many sums as there are registers
@@ -115,11 +134,12 @@ inline void add_gram(const double* panel, int64_t stride, int rows, int columns,
     int j = i / W * W;
     const bool whole = i + R <= columns;
     for (; whole && j + N * W <= columns; j += N * W)
-      gram_tile<R, N>(panel, stride, rows, i, j, G, ld);
-    for (; whole && j + W <= columns; j += W) gram_tile<R, 1>(panel, stride, rows, i, j, G, ld);
+      gram_tile<R, N>(panel, stride, rows, i, j, G, ld, ahead);
+    for (; whole && j + W <= columns; j += W)
+      gram_tile<R, 1>(panel, stride, rows, i, j, G, ld, ahead);
     for (int r = i; !whole && r < columns; ++r)
       for (int jj = i / W * W; jj < columns; jj += W)
-        gram_tile<1, 1>(panel, stride, rows, r, jj, G, ld);
+        gram_tile<1, 1>(panel, stride, rows, r, jj, G, ld, ahead);
   }
 }
 

@@ -69,7 +69,9 @@ class Solver {
     for (int64_t row = slice * SLICE; row < last; row += panel_rows(ld_)) {
       const int count = int(std::min<int64_t>(panel_rows(ld_), last - row));
       pack(J, row, count, panel_.data(), ld_);
-      add_gram(panel_.data(), ld_, count, ld_, sum, ld_);
+      const int64_t next = row + count;
+      add_gram(panel_.data(), ld_, count, ld_, sum, ld_,
+               Ahead(J, next, std::min(next + panel_rows(ld_), last)));
     }
   }
 
@@ -87,8 +89,8 @@ class Solver {
   // One matrix whose slices' Gram matrices are there: they are added in the order that factor()
   // adds them in.
   void solve_parts(int64_t b, const double* parts, int64_t slices) {
-    clear_sum();
-    for (int64_t t = 0; t < slices; ++t) add(parts + t * gram_size());
+    std::copy(parts, parts + gram_size(), sum_.data());
+    for (int64_t t = 1; t < slices; ++t) add(parts + t * gram_size());
     State state[LOCKSTEP];
     state[0] = factor_sum(rows(0));
     finish(b, 1, state);
@@ -117,8 +119,8 @@ class Solver {
 
   State factor(int64_t b, double* L) {
     if (args_.J.dtype == DType::f64) return factor_double(b, L);
-    clear_sum();
-    for (int64_t t = 0; t < ceil_div(m_, SLICE); ++t) {
+    gram(b, 0, sum_.data());
+    for (int64_t t = 1; t < ceil_div(m_, SLICE); ++t) {
       gram(b, t, part_.data());
       add(part_.data());
     }
@@ -226,8 +228,8 @@ class Solver {
   void write(int64_t b, const double* L, int exponent) {
     Out* s = static_cast<Out*>(args_.S.data) + b * d_;
     Out* v = static_cast<Out*>(args_.V.data) + b * d_ * d_;
-    double length[MAX_COLUMNS], most[MAX_COLUMNS], sign[MAX_COLUMNS];
-    int order[MAX_COLUMNS], place[MAX_COLUMNS];
+    double length[MAX_COLUMNS], most[MAX_COLUMNS], sign[MAX_COLUMNS], inverse[MAX_COLUMNS];
+    int order[MAX_COLUMNS], place[MAX_COLUMNS], from[MAX_COLUMNS];
     for (int k = 0; k < d_; ++k) {
       place[k] = circle_.place(k);
       order[k] = k;
@@ -245,19 +247,22 @@ class Solver {
       const double l = std::sqrt(length[order[k]]);
       s[k] = k < m_ ? Out(std::ldexp(l, exponent)) : Out(0);
       rank += l > 0;
-      const double inverse = l > 0 ? 1 / l : 0;
-      const double* column = L + place[order[k]];
-      for (int i = 0; i < d_; ++i) basis[int64_t(i) * ld_ + k] = column[circle_.row(i)] * inverse;
+      inverse[k] = l > 0 ? 1 / l : 0;
+      from[k] = place[order[k]];
+    }
+    for (int i = 0; i < d_; ++i) {
+      const double* row = L + circle_.row(i);
+      for (int k = 0; k < d_; ++k) basis[int64_t(i) * ld_ + k] = row[from[k]] * inverse[k];
     }
     complete(basis, rank);
     for (int i = 0; i < d_; ++i)
       for (int k = 0; k < d_; ++k)
         most[k] = std::max(most[k], std::fabs(basis[int64_t(i) * ld_ + k]));
-    for (int i = 0; i < d_; ++i)
+    for (int k = 0; k < d_; ++k) most[k] *= 1 - SIGN_TIE;
+    for (int i = d_; i-- > 0;)  // backwards: the first of the largest has the last word
       for (int k = 0; k < d_; ++k) {
         const double value = basis[int64_t(i) * ld_ + k];
-        if (sign[k] == 0 && std::fabs(value) >= most[k] * (1 - SIGN_TIE))
-          sign[k] = value < 0 ? -1 : 1;
+        sign[k] = std::fabs(value) >= most[k] ? (value < 0 ? -1.0 : 1.0) : sign[k];
       }
     for (int i = 0; i < d_; ++i)
       for (int k = 0; k < d_; ++k)

@@ -164,12 +164,15 @@ def _hardware(result: dict[str, Any], statistic: str) -> str:
     cpu, package = machine["cpu"], machine["vaekern"]
     isa = f", {package['isa']} kernels" if package.get("isa") else ""
     minima = "minima" if statistic == "minimum" else "medians"
+    kinds = {benchmark["extra_info"].get("kind") for benchmark in result["benchmarks"]}
+    trained = kinds - {"right_svd", "assignment", "orthogonality"}
+    what = "Forward and backward in float32" if trained else "Float32 on one thread"
     return (
         f"Measured on {cpu.get('brand_raw', machine['machine'])}, {cpu['count']} cores, "
         f"{machine['system']}; Python {machine['python_version']}, "
         f"torch {machine['torch']['version']}, vaekern {package['version']} "
-        f"({package['backend']} backend{isa}); {result['datetime'][:10]}. Forward and backward in "
-        f"float32, {minima} of interleaved single calls; the method is in benchmarks/README.md."
+        f"({package['backend']} backend{isa}); {result['datetime'][:10]}. {what}, "
+        f"{minima} of interleaved single calls; the method is in benchmarks/README.md."
     )
 
 

@@ -180,3 +180,29 @@ def test_brief_is_one_line_per_objective(report: ModuleType) -> None:
         "| fixed | 2.50x · 4.00x | **0.90x** · 8.00x |",
         "| learned | - | 3.00x · 5.00x |",
     ]
+
+
+def test_linear_algebra_shows_errors_beside_times(
+    report: ModuleType, result: dict[str, Any]
+) -> None:
+    def entry(kind: str, name: str, shape: list[int], times: dict[str, float]) -> dict[str, Any]:
+        ratios = {k: v / times["vaekern"] for k, v in times.items() if k != "vaekern"}
+        info = {"kind": kind, "name": name, "shape": shape, "threads": 1, "minimum_us": times}
+        return {"extra_info": info | {"minimum_speedup": ratios}}
+
+    svd = entry(
+        "right_svd", "random", [512, 784, 16],
+        {"vaekern": 4000, "svd": 32000, "gram_eigh": 2000, "gram_eigh_double": 8000},
+    )  # fmt: skip
+    svd["extra_info"]["errors"] = {
+        name: {"relative": 1.25 * 10**-k, "absolute": 2 * 10**-k}
+        for k, name in enumerate(("vaekern", "svd", "gram_eigh", "gram_eigh_double"), 4)
+    }
+    loop = entry("assignment", "assignment", [9, 5, 5], {"vaekern": 100, "scipy": 250})
+    text = report.report(result | {"benchmarks": [svd, loop]})
+    assert (
+        "| random | 512 x 784 x 16 | 4.00 | 8.00x | **0.50x** | 2.00x "
+        "| 1e-04, 2e-04 | 1e-05, 2e-05 | 1e-06, 2e-06 | 1e-07, 2e-07 |" in text
+    )
+    assert "| assignment | 9 x 5 x 5 | 0.10 | 0.25 | loop over SciPy | 2.50x |" in text
+    assert "Float32 on one thread, minima" in text

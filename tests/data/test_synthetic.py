@@ -75,6 +75,18 @@ def test_by_name(name: str, dims: int):
         data.load(name, image_size=8)
 
 
+def test_factors_stay_with_their_points():
+    dataset = data.load("synth-lin", seed=3)
+    for x, factors in (
+        (dataset.train, dataset.train_factors),
+        (dataset.test, dataset.test_factors),
+    ):
+        # the turn keeps lengths
+        squares = (factors * torch.tensor([2.0, 1.0])).square().sum(1)
+        torch.testing.assert_close(x.square().sum(1), squares)
+    assert data.load("digits").test_factors is None
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -26,6 +26,8 @@ class Dataset:
         test_labels: [M] int64, or None where the source has none.
         value_range: smallest and largest value a sample may have: (0, 1) for images, None for
             vectors, which are unbounded.
+        train_factors: [N, F] the true factors of variation, or None where they are not known.
+        test_factors: [M, F], or None.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Dataset:
     train_labels: Tensor | None = field(default=None, repr=False)
     test_labels: Tensor | None = field(default=None, repr=False)
     value_range: tuple[float, float] | None = None
+    train_factors: Tensor | None = field(default=None, repr=False)
+    test_factors: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         ndim = 4 if self.kind == "image" else 2
@@ -99,6 +103,7 @@ def split_dataset(
     test_fraction: float,
     seed: int,
     source: str,
+    factors: Tensor | None = None,  # [N, F]
 ) -> Dataset:
     """A dataset whose test part is taken out of ``samples``."""
     train, test = split_indices(
@@ -112,4 +117,6 @@ def split_dataset(
         train_labels=None if labels is None else labels[train],
         test_labels=None if labels is None else labels[test],
         value_range=(0.0, 1.0) if kind == "image" else None,
+        train_factors=None if factors is None else factors[train],
+        test_factors=None if factors is None else factors[test],
     )

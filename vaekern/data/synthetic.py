@@ -134,6 +134,7 @@ def _dataset(name: str, data: Synthetic, options: ReadOptions) -> Dataset:
         test_fraction=options.test_fraction,
         seed=options.seed,
         source=name,
+        factors=data.factors,
     )
 
 

@@ -101,9 +101,9 @@ def note(good: bool, what: str) -> None:
         FAILURES.append(what)
 
 
-def close(got: Tensor, wanted: Tensor, what: str) -> None:
+def close(got: Tensor, wanted: Tensor, what: str, relative: float | None = None) -> None:
     scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
-    tolerance = TOLERANCE[wanted.dtype] * scale
+    tolerance = scale * (TOLERANCE[wanted.dtype] if relative is None else relative)
     try:
         torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance)
     except AssertionError as error:
@@ -259,9 +259,9 @@ def posterior_samples_and_images() -> None:
         rough = x_hat[:, mine].bfloat16().requires_grad_()
         shared(rough, x[mine].bfloat16(), mu[mine], mu[mine]).backward()
         assert rough.grad is not None
-        torch.testing.assert_close(  # both sides are rounded to eight bits
-            rough.grad.float() / dist.get_world_size(), leaf.grad[:, mine], rtol=0.05, atol=1e-3
-        )
+        # bfloat16 keeps eight bits of x_hat, of x and of the gradient
+        got = rough.grad.float() / dist.get_world_size()
+        close(got, leaf.grad[:, mine], f"{covariance} bfloat16", 3 * 2**-7)
 
 
 @case
@@ -526,7 +526,7 @@ def compiled() -> None:
     """torch.compile in one graph, the collective in it."""
     x, noise = data()
     mine = share(SPLITS[dist.get_world_size()]["uneven"])
-    for covariance, estimate in itertools.product(COVARIANCES, ("learned", "mle")):
+    for covariance, estimate in (("iso-i", "mle"), ("diag-i", "mle"), ("diag-d", "learned")):
         shared, alone = model_pair(covariance, estimate)
         torch._dynamo.reset()
         whole = alone(x, noise)

@@ -351,6 +351,13 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: right_svd(torch.ones(1, 300, 257)), ValueError, "1 to 256 columns, got [1, 300, 257]"),
     (lambda: right_svd(torch.ones(1, 0, 2)), ValueError, "J must have at least one row"),
     (lambda: right_svd(torch.ones(1, 2, 2).requires_grad_()), RuntimeError, "pass J.detach()"),
+    (lambda: right_svd(torch.ones(1, 2, 2).to_sparse()), ValueError, "J must be a dense tensor"),
+    (lambda: right_svd(torch.ones(1, 2, 2, device="meta")), ValueError, "J must hold numbers"),
+    (
+        lambda: torch.func.vmap(lambda J: right_svd(J[None]).S)(torch.ones(1, 2, 2)),
+        RuntimeError,
+        "J is inside a torch.func transform",
+    ),
     (lambda: assignment(torch.ones(1, 2, 3)), ValueError, "cost must be square"),
     (lambda: nearest_signed_permutation(torch.ones(1, 2, 3)), ValueError, "V must be square"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def matrices(name: str, t: Tensor, shape: str, most_columns: int) -> None:
@@ -12,6 +13,17 @@ def matrices(name: str, t: Tensor, shape: str, most_columns: int) -> None:
         raise TypeError(f"{name} must be a tensor {shape}, got {type(t).__name__}")
     if not t.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {t.dtype}; call .float() on it")
+    if t.layout is not torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor, got {t.layout}; convert it with {name}.to_dense()"
+        )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{name} is inside a torch.func transform, which this function does not support; "
+            "it takes whole batches: call it outside"
+        )
+    if t.is_meta or isinstance(t, FakeTensor):
+        raise ValueError(f"{name} must hold numbers, got a {t.device.type} tensor without memory")
     if t.dim() != 3:
         raise ValueError(
             f"{name} must have shape {shape}, got {list(t.shape)}; "

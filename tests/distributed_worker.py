@@ -116,6 +116,13 @@ def mean_over_ranks(t: Tensor) -> Tensor:
     return t / dist.get_world_size()
 
 
+def average_gradients(model: nn.Module) -> None:
+    """What DistributedDataParallel does."""
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.copy_(mean_over_ranks(p.grad))
+
+
 def full(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
@@ -534,10 +541,7 @@ def compiled() -> None:
         step = torch.compile(shared, backend="aot_eager", fullgraph=True)
         loss = step(x[mine], noise[mine]).loss
         loss.backward()
-        for p in shared.parameters():
-            assert p.grad is not None
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
+        average_gradients(shared)
         same_gradients(shared, alone, f"compiled {covariance}")
         same_buffers(shared, alone, covariance)
         close(mean_over_ranks(loss), whole.loss.detach(), covariance)
@@ -548,10 +552,7 @@ def compiled() -> None:
         shared.zero_grad()
         for part in accumulated:
             part.backward()
-        for p in shared.parameters():
-            assert p.grad is not None
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
+        average_gradients(shared)
         same_gradients(shared, alone, f"compiled, accumulated {covariance}")
 
 
@@ -574,7 +575,7 @@ def main(rank: int, world: int, folder: Path, slow: bool) -> None:
         FAILURES.clear()
         try:
             run()
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             FAILURES.append(traceback.format_exc())
         outcomes[name] = "\n".join(FAILURES) or None
         (folder / f"{rank}.json").write_text(json.dumps(outcomes))

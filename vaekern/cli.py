@@ -1,4 +1,4 @@
-"""The command line: `vaekern train`, `vaekern sample`, `vaekern info`.
+"""The command line: `vaekern train`, `vaekern sample`, `vaekern evaluate`, `vaekern info`.
 
 Needs torch and numpy only until a command asks for more; what is missing is then named with the
 extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or data, 130 Ctrl-C.
@@ -12,10 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-DESCRIPTION = "Gaussian VAEs: train a two-stage model, sample from it, see what runs here."
+DESCRIPTION = (
+    "Gaussian VAEs: train a two-stage model, sample from it, look into it, see what runs here."
+)
 SAMPLE_EPILOG = """examples:
   vaekern sample runs/digits-iso-i-mle      a picture and an array, beside the run
   vaekern sample runs/digits-iso-i-mle --n 1000 --stage 1 --out prior
+"""
+EVALUATE_DESCRIPTION = (
+    "Compute every diagnostic that applies to a trained run. Prints a table, and writes it\n"
+    "with all numbers (JSON) and pictures (PNG) into RUN/evaluation."
+)
+EVALUATE_EXAMPLES = """examples:
+  vaekern evaluate runs/digits-iso-i-mle
+  vaekern evaluate runs/digits-iso-i-mle --only active_units polarized_regime
+  vaekern evaluate runs/digits-iso-i-mle --skip codes_tsne --samples 10000 --out big
 """
 
 
@@ -39,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             _parser().print_help()
             return 0
-        # `train` has its own parser, which knows every setting and is needed only here.
+        # Two commands have a parser of their own: it knows every setting, or every diagnostic.
         if words[0] == "train":
             return _train(words[1:])
+        if words[0] == "evaluate":
+            return _evaluate(words[1:])
         arguments = _parser().parse_args(words)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -80,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         help="writes PATH.png and PATH.npy (default: RUN/samples-stageS-seedN)",
     )
     sample.set_defaults(command=_sample)
+
+    commands.add_parser("evaluate", help="diagnostics of a trained run: table, numbers, pictures")
 
     info = commands.add_parser(
         "info",
@@ -152,6 +167,52 @@ def _sample(arguments: argparse.Namespace) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def _evaluate_parser() -> argparse.ArgumentParser:
+    from vaekern.training.evaluation import DIAGNOSTICS
+
+    width = max(len(row.name) for row in DIAGNOSTICS)
+    names = "\n".join(f"  {row.name:<{width}}  {row.summary}" for row in DIAGNOSTICS)
+    parser = _Parser(
+        prog="vaekern evaluate",
+        description=EVALUATE_DESCRIPTION,
+        epilog=f"diagnostics:\n{names}\n\n{EVALUATE_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="the directory that `vaekern train` wrote")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these diagnostics alone")
+    parser.add_argument("--skip", nargs="+", metavar="NAME", default=(), help="all but these")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="samples that each looks at (default: its own number, printed beside the values)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise (default: 0)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="(default: RUN/evaluation)")
+    return parser
+
+
+def _evaluate(words: list[str]) -> int:
+    from vaekern.storage.errors import RunError
+    from vaekern.training.evaluation import evaluate
+
+    try:
+        arguments = _evaluate_parser().parse_args(words)
+        found = evaluate(**vars(arguments))
+    except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
+        raise _Failure(error) from None
+    except KeyboardInterrupt:
+        print("\nvaekern: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    print(f"{found.table}\n\nPictures and numbers are in {found.path}")
+    if any(outcome.status == "done" for outcome in found.outcomes.values()):
+        return 0
+    raise _Failure("no diagnostic could be computed; the table says why", code=1)
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -34,7 +34,9 @@ PRIOR_SHARE = 0.25  # of them, at most
 PERPLEXITY = 30.0
 
 
-def latent_spectrum_figure(spectra: Mapping[str, LatentSpectrum], path: str | Path) -> None:
+def latent_spectrum_figure(
+    spectra: Mapping[str, LatentSpectrum], path: str | Path, *, normalized: bool = False
+) -> None:
     """Singular values of samples of latents beside those of as many draws from N(0, I).
 
     Latents that follow the prior lie on its curve.
@@ -43,6 +45,7 @@ def latent_spectrum_figure(spectra: Mapping[str, LatentSpectrum], path: str | Pa
         spectra: up to three, from :func:`vaekern.diagnostics.latent_spectrum`, each by its name,
             such as ``"q(z), stage 1"``.
         path: the PNG file.
+        normalized: whether they were divided by sqrt(N), for the label.
 
     Raises:
         ValueError: no spectra, or more than three.
@@ -80,7 +83,7 @@ def latent_spectrum_figure(spectra: Mapping[str, LatentSpectrum], path: str | Pa
         axes,
         title="Spectrum of latent samples",
         x="place, largest first",
-        y="singular value",
+        y="singular value / √N" if normalized else "singular value",
     )
     numbered(axes, max(map(len, references)))
     legend(axes, loc="best")

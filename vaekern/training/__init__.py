@@ -1,4 +1,4 @@
-"""Training a two-stage VAE: a plain loop, a run directory, a report."""
+"""Training a two-stage VAE: a plain loop, a run directory, a report, an evaluation."""
 
 from vaekern.storage.errors import RunError
 from vaekern.training.config import (
@@ -7,12 +7,14 @@ from vaekern.training.config import (
     StageConfig,
     TrainConfig,
 )
+from vaekern.training.evaluation import Evaluation, evaluate
 from vaekern.training.run import TrainingRun
 from vaekern.training.run_directory import RunDirectory, load_model
 from vaekern.training.trainer import Trainer
 
 __all__ = [
     "DataConfig",
+    "Evaluation",
     "RunConfig",
     "RunDirectory",
     "RunError",
@@ -20,5 +22,6 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingRun",
+    "evaluate",
     "load_model",
 ]

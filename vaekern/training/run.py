@@ -41,6 +41,50 @@ def choose_threads(asked: int | None, model: torch.nn.Module) -> int | None:
     return 1 if sum(p.numel() for p in model.parameters()) < SMALL_MODEL else None
 
 
+def load_data(config: TrainConfig) -> data.Dataset:
+    """The data that the settings name, split as they say.
+
+    Raises:
+        ValueError, TypeError, OSError: data that cannot be read.
+    """
+    try:
+        return data.load(
+            config.data.data,
+            image_size=config.data.image_size,
+            test_fraction=config.data.test_fraction,
+            seed=config.run.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"--data {config.data.data}: {error}") from error
+
+
+def describe_data(found: data.Dataset) -> dict[str, object]:
+    """What run.json keeps of the data: enough to notice that another set lies in its place."""
+    value_range = found.value_range
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "sample_shape": list(found.sample_shape),
+        "value_range": None if value_range is None else list(value_range),
+        "train": len(found.train),
+        "test": len(found.test),
+    }
+
+
+def check_same_data(found: data.Dataset, config: TrainConfig, directory: RunDirectory) -> None:
+    """Refuse data that is not what the run in the directory was trained on.
+
+    Raises:
+        RunError: it is not, as far as run.json can tell.
+    """
+    before, now = directory.read_description().get("data"), describe_data(found)
+    if before != now:
+        raise RunError(
+            f"{config.data.data} is not the data that {directory.path} was trained "
+            f"on (then {before}, now {now}); restore the data, or start another run"
+        )
+
+
 class TrainingRun:
     """`vaekern train` as an object: everything is checked here, before anything is written.
 
@@ -68,15 +112,7 @@ class TrainingRun:
                 "or choose another directory with --run DIR"
             )
         self.device = choose_device(config.run.device)
-        try:
-            self.data = data.load(
-                config.data.data,
-                image_size=config.data.image_size,
-                test_fraction=config.data.test_fraction,
-                seed=config.run.seed,
-            )
-        except ValueError as error:
-            raise ValueError(f"--data {config.data.data}: {error}") from error
+        self.data = load_data(config)
         if self.continued:
             self._check_same_run()
         torch.manual_seed(config.run.seed)
@@ -125,18 +161,10 @@ class TrainingRun:
         )
 
     def _description(self) -> dict[str, object]:
-        value_range = self.data.value_range
         return {
             "vaekern": vaekern.__version__,
             "torch": torch.__version__,
-            "data": {
-                "name": self.data.name,
-                "kind": self.data.kind,
-                "sample_shape": list(self.data.sample_shape),
-                "value_range": None if value_range is None else list(value_range),
-                "train": len(self.data.train),
-                "test": len(self.data.test),
-            },
+            "data": describe_data(self.data),
         }
 
     def _first_stage_is_finished(self) -> bool:
@@ -155,10 +183,4 @@ class TrainingRun:
                 f"stage 1 of {self.directory.path} is finished, and stage 2 builds on it; leave "
                 "--stage1 settings out, or choose another directory with --run DIR"
             )
-        before = self.directory.read_description().get("data")
-        now = self._description()["data"]
-        if before != now:
-            raise RunError(
-                f"{self.config.data.data} is not the data that {self.directory.path} was trained "
-                f"on (then {before}, now {now}); restore the data, or start another run"
-            )
+        check_same_data(self.data, self.config, self.directory)

@@ -11,7 +11,7 @@ import torch
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
 from vaekern.training.run_directory import RunDirectory, load_model
-from vaekern.training.trainer import reached
+from vaekern.training.trainer import second_stage_is_trained
 
 # More do not make a better picture; the array holds all of them.
 PICTURE = 100
@@ -41,8 +41,7 @@ def save_samples(
         raise ValueError(f"n must be at least 1, got {n}")
     directory = RunDirectory(run)
     model, data = load_model(run)
-    position = reached(directory)
-    trained = position.stage == 2 and 0 < directory.read_config().stage2.epochs <= position.epoch
+    trained = second_stage_is_trained(directory)
     if stage == 2 and not trained:
         raise RunError(
             f"the second stage of {directory.path} is not trained; sample with --stage 1, "

@@ -368,6 +368,16 @@ def reached(directory: RunDirectory) -> Position:
     return Position(**read_header(directory.model, MODEL))
 
 
+def second_stage_is_trained(directory: RunDirectory) -> bool:
+    """Whether the second stage of a run has been trained to the end of its schedule.
+
+    Raises:
+        RunError: model.safetensors or config.yaml is missing or damaged.
+    """
+    position = reached(directory)
+    return position.stage == 2 and 0 < directory.read_config().stage2.epochs <= position.epoch
+
+
 def polarized_regime(directory: RunDirectory) -> PolarizedRegimeTracker:
     """How long stage 1 of a run has been in the polarized regime.
 

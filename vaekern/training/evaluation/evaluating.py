@@ -1,0 +1,246 @@
+"""From a run directory to numbers, a table and pictures."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import vaekern
+from vaekern._optional import require
+from vaekern.data import Dataset
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import write_atomically
+from vaekern.training.config import TrainConfig
+from vaekern.training.evaluation.catalogue import DIAGNOSTICS
+from vaekern.training.evaluation.outcome import Outcome
+from vaekern.training.evaluation.row import Diagnostic
+from vaekern.training.evaluation.subject import Subject
+from vaekern.training.evaluation.table import make_table
+from vaekern.training.run import check_same_data, choose_device, load_data
+from vaekern.training.run_directory import RunDirectory, load_model
+from vaekern.training.trainer import reached, second_stage_is_trained
+
+FOLDER = "evaluation"
+NUMBERS = "evaluation.json"
+TABLE = "table.txt"
+FORMAT = "vaekern evaluation"
+VERSION = 1
+
+
+class Evaluation(NamedTuple):
+    """Result of :func:`evaluate`."""
+
+    table: str
+    outcomes: dict[str, Outcome]  # by the diagnostic's name
+    path: Path  # the directory with evaluation.json, table.txt and the pictures
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Compute every diagnostic that applies to a trained run.
+
+    Likelihood, reconstructions, orthogonality, smoothness and disentanglement are of the test
+    split, what the encoder does and the aggregate posteriors of the training split. A diagnostic
+    that fails is reported as failed, and the others go on. Each is written as soon as it is done; a
+    second evaluation into the same directory replaces the first.
+
+    Args:
+        run: the directory that `vaekern train` wrote.
+        only: names from :data:`DIAGNOSTICS`; None takes all.
+        skip: names to leave out.
+        samples: how many samples each diagnostic looks at, in the place of its own number.
+        seed: of the choice of samples and of all noise; a diagnostic's numbers do not depend on
+            which others are computed.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        out: the directory to write to; RUN/evaluation by default.
+        progress: a bar on stderr; by default where stderr is a terminal.
+
+    Returns:
+        The table, and what became of each diagnostic. evaluation.json holds the same numbers, with
+        null for those that are not finite.
+
+    Raises:
+        RunError: the directory is no run, its first stage is not finished, a file is damaged, its
+            data are gone or others, or the output cannot be written.
+        ValueError: an unknown name, nothing left to compute, or an option outside its range.
+        KeyboardInterrupt: Ctrl-C; what was finished is written.
+
+    Example:
+        >>> found = evaluate("runs/digits-iso-i-mle", skip=["codes_tsne"])  # doctest: +SKIP
+        >>> print(found.table)  # doctest: +SKIP
+        >>> found.outcomes["polarized_regime"].values["delta_kl"]  # doctest: +SKIP
+        0.031
+    """
+    chosen = _choose(only, skip)
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}; leave it out for the default")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {seed}")
+    on = choose_device(device)
+    directory = RunDirectory(run)
+    config, data, two_stages = _read(directory)
+    model, _ = load_model(run)
+    subject = Subject(model.to(on), data, two_stages=two_stages, seed=seed, samples=samples)
+    folder = _prepare(Path(out).expanduser() if out else directory.path / FOLDER)
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "vaekern": vaekern.__version__,
+        "torch": torch.__version__,
+        "run": str(directory.path),
+        "seed": seed,
+        "samples": samples,
+        "device": on.type,
+        "second_stage": two_stages,
+    }
+    head = _head(config, data, two_stages)
+    outcomes: dict[str, Outcome] = {}
+
+    def write(complete: bool) -> str:
+        diagnostics = {name: outcome.to_json() for name, outcome in outcomes.items()}
+        content = about | {"complete": complete, "diagnostics": diagnostics}
+        table = make_table(head, chosen, outcomes)
+        write_atomically(folder / NUMBERS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_atomically(folder / TABLE, table + "\n")
+        return table
+
+    tqdm = require("tqdm", "vaekern evaluate").tqdm
+    quiet = None if progress is None else not progress
+    with tqdm(chosen, unit="", disable=quiet, dynamic_ncols=True, leave=False) as bar:
+        for row in bar:
+            bar.set_description_str(row.name)
+            outcomes[row.name] = _outcome(row, subject, folder)
+            write(complete=False)
+    return Evaluation(write(complete=True), outcomes, folder)
+
+
+def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[Diagnostic]:
+    known = [row.name for row in DIAGNOSTICS]
+    for name in [*(only or ()), *skip]:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"there is no diagnostic {name!r}; {hint}`vaekern evaluate -h` lists all of them"
+            )
+    chosen = [
+        row for row in DIAGNOSTICS if (only is None or row.name in only) and row.name not in skip
+    ]
+    if not chosen:
+        raise ValueError("only and skip leave no diagnostic to compute; name fewer in skip")
+    return chosen
+
+
+def _read(directory: RunDirectory) -> tuple[TrainConfig, Dataset, bool]:
+    """(settings, data, whether stage 2 was trained), once it is clear that they belong together."""
+    directory.read_description()
+    config = directory.read_config()
+    remedy = f"finish it with vaekern train --run {directory.path} --resume"
+    if not directory.model.exists():
+        raise RunError(f"{directory.path} holds no weights yet; {remedy}")
+    position = reached(directory)
+    if position.stage == 1:
+        raise RunError(
+            f"{directory.path} is not finished (stage 1, epoch {position.epoch} of "
+            f"{config.stage1.epochs}); {remedy}"
+        )
+    try:
+        data = load_data(config)
+    except (ValueError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"the data of {directory.path}, {config.data.data}, cannot be read ({reason}); "
+            "restore them, or run the command where their path leads to them"
+        ) from error
+    check_same_data(data, config, directory)
+    return config, data, second_stage_is_trained(directory)
+
+
+def _prepare(folder: Path) -> Path:
+    """A directory without the pictures of an earlier evaluation."""
+    if RunDirectory(folder).description.exists():
+        raise RunError(f"{folder} holds a run, whose table would be lost; choose another --out DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / NUMBERS).exists():
+            for row in DIAGNOSTICS:
+                for name in row.figures:
+                    (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {folder} ({error.strerror}); choose another directory with --out DIR"
+        ) from error
+    return folder
+
+
+def _outcome(row: Diagnostic, subject: Subject, folder: Path) -> Outcome:
+    """Compute and draw one row; whatever is wrong with it stays its own affair."""
+    began = time.monotonic()
+    about: dict[str, Any] = {"group": row.group, "split": row.split}
+    unmet = next((reason for need in row.needs if (reason := need(subject))), None)
+    if unmet is not None:
+        return Outcome(**about, status="skipped", reason=unmet)
+    subject.begin(row.name)
+    n = subject.count(row.split, row.samples)
+    found, reason = _attempt(functools.partial(row.compute, subject, n))
+    if found is None:
+        return Outcome(
+            **about, status="failed", reason=reason, seconds=round(time.monotonic() - began, 2)
+        )
+    drawn: list[str] = []
+    failed: dict[str, str] = {}
+    for name, draw in row.figures.items():
+        path = folder / name
+        _, reason = _attempt(functools.partial(draw, subject, found, path))
+        if reason is None:
+            drawn.append(name)
+        else:
+            failed[name] = reason
+    return Outcome(
+        **about,
+        status="done",
+        n=found.n,
+        seconds=round(time.monotonic() - began, 2),
+        values=found.values,
+        figures=drawn,
+        failed_figures=failed,
+    )
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """(result, None), or (None, why there is none)."""
+    try:
+        return work(), None
+    except RunError:  # the disk is full: nothing that follows could be written either
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        known = isinstance(error, (ValueError, TypeError, NotImplementedError, ImportError))
+        return None, text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _head(config: TrainConfig, data: Dataset, two_stages: bool) -> list[str]:
+    objective, network = config.objective, config.network
+    second = "both stages" if two_stages else "stage 1 (stage 2 is not trained)"
+    return [
+        f"{data.name}: {objective.covariance}, {objective.estimate}, {network.network}, "
+        f"{network.latent_dim} latent dimensions, {second}",
+        f"({len(data.test)} test and {len(data.train)} train samples; "
+        "beside each value how many it looks at; ± is a standard error)",
+    ]

@@ -1,0 +1,113 @@
+"""A trained run as the diagnostics see it: the model, the data, and the codes of its samples."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaekern import diagnostics, functional
+from vaekern.data import Dataset
+from vaekern.models import VAE, TwoStageVAE
+from vaekern.training.trainer import derived_seed
+
+Split = Literal["test", "train"]
+
+# Enough for every statistic of the encoder over the training set.
+ENCODED = 10_000
+
+
+class Part(NamedTuple):
+    """Samples and their codes."""
+
+    x: Tensor  # [n, *sample_shape], on the CPU
+    mu: Tensor  # [n, d], on the model's device
+    logvar: Tensor  # [n, d]
+    labels: Tensor | None  # [n]
+    factors: Tensor | None  # [n, F]
+
+
+class Subject:
+    """What is evaluated.
+
+    Args:
+        model: in evaluation mode, on its device.
+        data: what it was trained on.
+        two_stages: whether the second stage was trained.
+        seed: of the choice of samples and of all noise.
+        samples: replaces the diagnostics' own sample counts.
+    """
+
+    def __init__(
+        self,
+        model: TwoStageVAE,
+        data: Dataset,
+        *,
+        two_stages: bool,
+        seed: int = 0,
+        samples: int | None = None,
+    ):
+        self.model = model
+        self.data = data
+        self.two_stages = two_stages
+        self.samples = samples
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device)
+        self._seed = seed
+        self._parts: dict[tuple[Split, int], Part] = {}
+        self._active: Tensor | None = None
+
+    @property
+    def vae(self) -> VAE:
+        """Stage 1."""
+        return self.model.stage1
+
+    def count(self, split: Split, default: int) -> int:
+        """How many samples a diagnostic looks at: its own number unless another was asked for."""
+        wanted = default if self.samples is None else self.samples
+        return min(wanted, len(getattr(self.data, split)))
+
+    def begin(self, name: str) -> None:
+        """Noise of its own for every diagnostic: its numbers do not depend on what ran before."""
+        self.generator.manual_seed(derived_seed(self._seed, zlib.crc32(name.encode())))
+
+    def part(self, split: Split, n: int) -> Part:
+        """n samples of a split, the same at every call; encoded once."""
+        if (split, n) not in self._parts:
+            x: Tensor = getattr(self.data, split)
+            rows = torch.arange(len(x))
+            if n < len(x):  # a folder's images are in the order of their classes
+                rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(self._seed))
+            rows = rows[:n]
+            labels: Tensor | None = getattr(self.data, f"{split}_labels")
+            factors: Tensor | None = getattr(self.data, f"{split}_factors")
+            posterior = self.model.posterior(x[rows])
+            self._parts[split, n] = Part(
+                x[rows],
+                posterior.mu,
+                posterior.logvar,
+                None if labels is None else labels[rows],
+                None if factors is None else factors[rows],
+            )
+        return self._parts[split, n]
+
+    @property
+    def active(self) -> Tensor:
+        """[d] bool: the dimensions whose mean has a standard deviation above 0.5 in training."""
+        if self._active is None:
+            mu = self.part("train", self.count("train", ENCODED)).mu
+            self._active = diagnostics.active_units(mu, definition="std").mask
+        return self._active
+
+    def aggregate_posterior(self, n: int) -> dict[str, Tensor]:
+        """Samples of q(z), and of q(u) where stage 2 was trained, each [n, d] by its name."""
+        part = self.part("train", n)
+        z = functional.reparameterize(part.mu, part.logvar, generator=self.generator)
+        samples = {"z": z}
+        if self.two_stages:
+            with torch.no_grad():
+                mu, logvar = self.model.stage2.encode(z)
+            samples["u"] = functional.reparameterize(mu, logvar, generator=self.generator)
+        return samples

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -120,9 +121,13 @@ def _train(words: list[str]) -> int:
     path = config.run_directory
     try:
         try:
-            run = TrainingRun(config, resume=resume)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                run = TrainingRun(config, resume=resume)
         except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
             raise _Failure(error) from None
+        for each in caught:
+            print(f"vaekern: warning: {each.message}", file=sys.stderr)
         position = f", from {run.trainer.position}" if run.continued else ""
         print(f"{run.summary()}{position}", flush=True)
         try:

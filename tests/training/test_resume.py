@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -65,6 +66,56 @@ def test_continued_run_has_the_same_bits(
     tracked = never.trainer.polarization.tracker
     assert continued.trainer.polarization.tracker.state_dict() == tracked.state_dict()
     assert tracked.step == 12
+
+
+SCHEDULES: dict[str, dict[str, object]] = {
+    "cosine": {"lr_schedule": "cosine"},
+    "plateau": {"lr_schedule": "plateau", "lr_patience": 0, "stage1": {"lr": 0.1}},
+    "clip": {"clip_norm": 0.3},
+    "warm-up": {"kl_warmup_steps": 9},
+    "free bits": {"free_bits": 0.2},
+    "capacity": {"capacity": 3.0},
+    "average": {"ema_decay": 0.9, "network": "infogan", "width": None},
+    "early stopping": {"early_stopping": 2, "validation_fraction": 0.2, "stage1": {"lr": 0.1}},
+    "all": {
+        "lr_schedule": "plateau",
+        "lr_patience": 0,
+        "clip_norm": 0.3,
+        "free_bits": 0.1,
+        "kl_warmup_epochs": 2,
+        "early_stopping": 1,
+        "validation_fraction": 0.2,
+        "ema_decay": 0.9,
+        "stage1": {"lr": 0.1, "epochs": 8},
+        "stage2": {"lr": 0.1, "epochs": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_continued_run_with_schedules_has_the_same_bits(
+    name: str, stage: int, make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SCHEDULES[name]
+    never = train(make_config("never", **copy.deepcopy(options)))
+    records = [json.loads(line) for line in never.directory.log.read_text().splitlines()]
+    last = {record["stage"]: record["step"] for record in records}
+    # The last step but two of a stage: earlier epochs have left their traces in what is stored.
+    step = last[1] - 2 if stage == 1 else last[1] + last[2] - 2
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch, send_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("stopped", **copy.deepcopy(options)))
+    continued = train(make_config("stopped", **copy.deepcopy(options)), resume=True)
+    expected = never.model.state_dict()
+    for key, value in continued.model.state_dict().items():
+        assert value.equal(expected[key]), key
+    assert continued.directory.log.read_text() == never.directory.log.read_text()
+    stored, _ = load_model(never.path)
+    assert all(v.equal(expected[key]) for key, v in stored.state_dict().items())
+    finished = train(make_config("never", **copy.deepcopy(options)), resume=True)
+    assert all(v.equal(expected[key]) for key, v in finished.model.state_dict().items())
 
 
 def test_an_interrupt_without_a_signal_goes_back_to_the_last_checkpoint(

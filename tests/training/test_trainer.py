@@ -13,8 +13,10 @@ import torch
 from vaekern.diagnostics import encoder_variance_spectrum, polarized_regime
 from vaekern.models import Posterior, TwoStageVAE
 from vaekern.training import RunError, StageConfig, TrainConfig, TrainingRun, load_model, trainer
+from vaekern.training.learning_rate import LearningRate
 from vaekern.training.metrics import Log, Polarization, Totals, sigma
-from vaekern.training.trainer import Latents, derived_seed, make_optimizer, set_learning_rates
+from vaekern.training.schedule_config import ScheduleConfig
+from vaekern.training.trainer import Latents, derived_seed, make_optimizer
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -82,7 +84,7 @@ def test_learning_rates_halve_and_a_learned_variance_has_its_own(make_config: Ma
     assert [p is vae.loss.x_logvar for p in variance["params"]] == [True]
     assert len(networks["params"]) == len(list(vae.parameters())) - 1
     for epoch, factor in ((0, 1), (9, 1), (10, 0.5), (29, 0.25)):
-        set_learning_rates(optimizer, stage, epoch)
+        LearningRate(optimizer, stage, ScheduleConfig()).start(epoch)
         assert networks["lr"] == pytest.approx(1e-3 * factor)
         assert variance["lr"] == pytest.approx(1e-2 * factor)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, setting
+from vaekern.training.schedule_config import KLConfig, ScheduleConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -40,7 +41,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage's schedule: Adam, lr(epoch) = lr * 0.5^floor(epoch / halve_every)."""
+    """One stage: Adam, lr(epoch) = lr * 0.5^floor(epoch / halve_every) by default."""
 
     epochs: int = setting(150, "passes over the data; 0 leaves the second stage out")
     batch_size: int = setting(64, "samples per step; a last smaller batch is dropped")
@@ -66,6 +67,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stage1: StageConfig = field(default_factory=StageConfig)
     stage2: StageConfig = field(default_factory=lambda: StageConfig(epochs=300, halve_every=100))
 

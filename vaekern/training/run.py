@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -123,6 +124,8 @@ class TrainingRun:
         if threads is not None:
             torch.set_num_threads(threads)
         self.trainer = Trainer(self.model, self.data.train, config, self.directory)
+        if (warning := self.trainer.warning()) is not None:
+            warnings.warn(warning, stacklevel=2)
         if self.continued:
             self.trainer.restore()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +27,18 @@ from vaekern.storage.tensors import (
     save_tensors,
 )
 from vaekern.training.config import StageConfig, TrainConfig
+from vaekern.training.controls import Controls
 from vaekern.training.interrupt import StopRequest
-from vaekern.training.metrics import OBSERVED_EVERY, Log, Polarization, Totals, sigma, to_lines
+from vaekern.training.kl import KLTerm
+from vaekern.training.metrics import (
+    FIELDS,
+    OBSERVED_EVERY,
+    Log,
+    Polarization,
+    Totals,
+    sigma,
+    to_lines,
+)
 from vaekern.training.run_directory import MODEL, RunDirectory
 
 CHECKPOINT = "vaekern checkpoint"
@@ -58,6 +70,24 @@ class Position:
 
     def __str__(self) -> str:
         return f"stage {self.stage}, epoch {self.epoch}"
+
+
+def split(train: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(held out, the rest) of a training set, drawn at random; neither is empty.
+
+    Raises:
+        ValueError: there are fewer than two samples.
+    """
+    if len(train) < 2:
+        raise ValueError(
+            f"validation_fraction must be 0 for a training set of {len(train)}, got {fraction}; "
+            "leave it out"
+        )
+    count = min(max(1, round(fraction * len(train))), len(train) - 1)
+    rows = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(derived_seed(seed, 4))
+    )
+    return train[rows[:count]], train[rows[count:]]
 
 
 class Images:
@@ -103,12 +133,6 @@ def make_optimizer(vae: VAE, stage: StageConfig) -> torch.optim.Adam:
     return torch.optim.Adam(groups, fused=True)
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, stage: StageConfig, epoch: int) -> None:
-    """lr * 0.5^floor(epoch / halve_every), in both groups."""
-    for group, lr in zip(optimizer.param_groups, (stage.lr, stage.variance_lr), strict=False):
-        group["lr"] = lr * stage.lr_factor(epoch)
-
-
 class Trainer:
     """Trains a `TwoStageVAE` in a run directory that has been started.
 
@@ -129,7 +153,10 @@ class Trainer:
         self.config = config
         self.directory = directory
         self.device = next(model.parameters()).device
-        self.images = Images(train, self.device)
+        self.images, self.held_out = Images(train, self.device), None
+        if config.schedule.validation_fraction:
+            held_out, rest = split(train, config.schedule.validation_fraction, config.run.seed)
+            self.images, self.held_out = Images(rest, self.device), Images(held_out, self.device)
         self.position = Position()
         self.noise = torch.Generator(self.device)
         self.noise.manual_seed(derived_seed(config.run.seed, 0))
@@ -137,6 +164,7 @@ class Trainer:
         self.polarization = Polarization(self.device)
         self.log = Log()
         self.optimizer: torch.optim.Adam | None = None
+        self.controls: Controls | None = None
         self._saved_at = time.monotonic()
         self._flushed_at = time.monotonic()
 
@@ -150,43 +178,83 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
         """
         if self.position.stage == 1:
-            self._train_stage(self.model.stage1, self.images, self.config.stage1)
+            self._train_stage(self.images, self.held_out)
+            self._keep()
             generator = torch.Generator(self.device)
             generator.manual_seed(derived_seed(self.config.run.seed, 1))
             self.model.fit_batch_norm(
                 self.images.x, batch_size=self.config.stage1.batch_size, generator=generator
             )
             self.position = Position(stage=2)
-            self.optimizer = None
+            self.optimizer = self.controls = None
             self.save()
-        if self.position.epoch < self.config.stage2.epochs:
+        stopped = self.controls is not None and self.controls.stopped
+        if self.position.epoch < self.config.stage2.epochs and not stopped:
             self.model.stage1.eval()
-            latents = Latents(self.model.posterior(self.images.x))
-            self._train_stage(self.model.stage2, latents, self.config.stage2)
+            latents, held_out = (
+                None if images is None else Latents(self.model.posterior(images.x))
+                for images in (self.images, self.held_out)
+            )
+            assert latents is not None
+            self._train_stage(latents, held_out)
             self.save()  # with the optimiser: --resume --stage2.epochs can add more
+        self._keep()
         self.model.eval()
 
-    def _train_stage(self, vae: VAE, source: Images | Latents, stage: StageConfig) -> None:
+    def _stage(self) -> tuple[VAE, StageConfig]:
+        """The model and the settings of the stage that the run is in."""
+        if self.position.stage == 1:
+            return self.model.stage1, self.config.stage1
+        return self.model.stage2, self.config.stage2
+
+    def _begin(self) -> None:
+        vae, stage = self._stage()
+        steps = self._steps(stage)
+        self.optimizer = make_optimizer(vae, stage)
+        self.controls = Controls(vae, self.optimizer, self.config, self.position.stage, steps)
+
+    def _steps(self, stage: StageConfig) -> int:
+        """Steps of an epoch."""
+        return len(self.images) // min(stage.batch_size, len(self.images))
+
+    def warning(self) -> str | None:
+        """One sentence where the run ends before one of its schedules; None else."""
+        stage = self.config.stage1
+        steps = self._steps(stage)
+        term = KLTerm(self.config.kl, self.config.objective.beta, stage.epochs, steps)
+        return term.warning(stage.epochs, steps)
+
+    def _keep(self) -> None:
+        """Give the model what the stage leaves behind: the best weights, or the averaged ones."""
+        if self.controls is not None:
+            self.controls.vae.load_state_dict(self.controls.kept())
+
+    def _train_stage(self, source: Images | Latents, held_out: Images | Latents | None) -> None:
         position, totals = self.position, self.totals
-        if self.optimizer is None:
-            self.optimizer = make_optimizer(vae, stage)
+        vae, stage = self._stage()
+        if self.controls is None or self.optimizer is None:
+            self._begin()
             self.save()  # a full disk or a read-only directory shows before the work, not after
-        optimizer = self.optimizer
+        optimizer, controls = self.optimizer, self.controls
+        assert optimizer is not None
+        assert controls is not None
         batch_size = min(stage.batch_size, len(source))
         batches = len(source) // batch_size
         vae.train()
         with self._bar(position, stage.epochs, batches, batch_size) as bar, StopRequest() as stop:
-            while position.epoch < stage.epochs:
-                set_learning_rates(optimizer, stage, position.epoch)
+            while position.epoch < stage.epochs and not controls.stopped:
+                controls.rate.start(position.epoch)
                 order = self._order(len(source))
                 for index in range(position.batch, batches):
                     rows = order[index * batch_size : (index + 1) * batch_size]
                     x = source.batch(rows, self.noise)
                     optimizer.zero_grad(set_to_none=True)
                     mu, logvar = vae.encode(x)
-                    components = vae.components(x, mu, logvar, generator=self.noise)
+                    components = controls.kl.components(
+                        vae, x, mu, logvar, position.step, self.noise
+                    )
                     components.loss.backward()
-                    optimizer.step()
+                    controls.step()
                     totals.add(components)
                     position.batch += 1
                     position.step += 1
@@ -198,8 +266,10 @@ class Trainer:
                         self.save()
                         raise KeyboardInterrupt
                     self._on_time(bar, source.dimensions)
-                self._end_epoch(optimizer, source.dimensions)
+                self._end_epoch(controls, source.dimensions, held_out)
             self._flush()
+            if controls.stopped:
+                bar.write(_stopped_sentence(controls, position), file=sys.stderr)
             if stop.requested:  # after the last step there is no other that would look
                 self.save()
                 raise KeyboardInterrupt
@@ -212,19 +282,49 @@ class Trainer:
         )
         return torch.randperm(count, generator=generator)
 
-    def _end_epoch(self, optimizer: torch.optim.Optimizer, dimensions: int) -> None:
+    def _end_epoch(
+        self, controls: Controls, dimensions: int, held_out: Images | Latents | None
+    ) -> None:
         position = self.position
-        position.epoch += 1
-        position.batch = 0
         record = {
             "stage": position.stage,
-            "epoch": position.epoch,
+            "epoch": position.epoch + 1,
             "step": position.step,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": controls.optimizer.param_groups[0]["lr"],
             "dims": dimensions,
+            **controls.kl.record(position.step - 1),
         }
-        self.log.add(record, torch.cat([self.totals.means(), self.polarization.newest]))
+        means = self.totals.means()
+        if self.config.schedule.watched:  # the one wait for the device in an epoch
+            if held_out is None:
+                parts = dict(zip(FIELDS, means.tolist(), strict=True))
+            else:
+                parts = self._validate(controls.evaluated, held_out)
+                record["validation_loss"] = controls.kl.watched(
+                    parts["reconstruction"], parts["kl"]
+                )
+            controls.end_epoch(position.epoch + 1, parts["reconstruction"], parts["kl"])
+        position.epoch += 1
+        position.batch = 0
+        self.log.add(record, torch.cat([means, self.polarization.newest]))
         self.totals.reset()
+
+    @torch.no_grad()
+    def _validate(self, vae: VAE, held_out: Images | Latents) -> dict[str, float]:
+        """Means over the held-out samples, in evaluation mode, with the same noise every time."""
+        _, stage = self._stage()
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derived_seed(self.config.run.seed, self.position.stage, 0, 5))
+        sums = torch.zeros(len(FIELDS), dtype=torch.float64, device=self.device)
+        training = vae.training
+        vae.eval()
+        # Batches of nearly equal size: a variance estimated from a few samples is too small.
+        pieces = math.ceil(len(held_out) / stage.batch_size)
+        for rows in torch.arange(len(held_out)).tensor_split(pieces):
+            found = vae(held_out.batch(rows, generator), generator=generator)
+            sums += len(rows) * torch.stack([getattr(found, name).mean() for name in FIELDS])
+        vae.train(training)
+        return dict(zip(FIELDS, (sums / len(held_out)).tolist(), strict=True))
 
     # -- what leaves the device, and the disk ----------------------------------------------------
 
@@ -300,6 +400,12 @@ class Trainer:
             "polarized_regime": self.polarization.tracker.state_dict(),
             "device": self.device.type,
         }
+        if self.controls is not None:
+            tensors |= self.controls.tensors()
+            header["controls"] = self.controls.header()
+            # What is sampled from and evaluated; training goes on from the checkpoint's own.
+            stage = f"stage{self.position.stage}."
+            model |= {stage + name: value for name, value in self.controls.kept().items()}
         save_tensors(self.directory.checkpoint, tensors, CHECKPOINT, header)
         save_tensors(self.directory.model, model, MODEL, dataclasses.asdict(self.position))
         self._saved_at = time.monotonic()
@@ -332,6 +438,9 @@ class Trainer:
                     derived_seed(self.config.run.seed, self.position.stage, self.position.step)
                 )
             self._restore_optimizer(_under("optimizer.", tensors))
+            if self.controls is not None:
+                average, best = _under("average.", tensors), _under("best.", tensors)
+                self.controls.load(average, best, header.get("controls"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"{path} does not belong to this version of vaekern ({error}); "
@@ -345,18 +454,21 @@ class Trainer:
             )
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        stages = {
-            1: (self.model.stage1, self.config.stage1),
-            2: (self.model.stage2, self.config.stage2),
-        }
-        if not tensors or self.position.stage not in stages:
+        if not tensors or self.position.stage not in (1, 2):
             return
-        self.optimizer = make_optimizer(*stages[self.position.stage])
+        self._begin()
+        assert self.optimizer is not None
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def _stopped_sentence(controls: Controls, position: Position) -> str:
+    assert controls.stopping is not None
+    best = controls.stopping.best_epoch
+    return f"{position}: no lower loss since epoch {best}, whose weights are kept"
 
 
 def reached(directory: RunDirectory) -> Position:

@@ -1,0 +1,117 @@
+"""What surrounds the steps of one stage: learning rate, clipping, averaging, early stopping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vaekern.models import VAE
+from vaekern.training.config import TrainConfig
+from vaekern.training.early_stopping import EarlyStopping
+from vaekern.training.kl import KLTerm
+from vaekern.training.learning_rate import LearningRate
+from vaekern.training.schedule_config import KLConfig
+
+
+class Controls:
+    """All of a stage, beside weights and optimiser, that a checkpoint has to hold.
+
+    Args:
+        vae: the stage's model.
+        optimizer: over its parameters.
+        config: the settings.
+        number: the stage, 1 or 2; the KL's settings are those of stage 1.
+        steps: of an epoch.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        number: int,
+        steps: int,
+    ):
+        schedule = config.schedule
+        stage = config.stage1 if number == 1 else config.stage2
+        self.vae = vae
+        self.optimizer = optimizer
+        self.clip_norm = schedule.clip_norm
+        self.rate = LearningRate(optimizer, stage, schedule)
+        self.kl = (
+            KLTerm(config.kl, config.objective.beta, stage.epochs, steps)
+            if number == 1
+            else KLTerm(KLConfig(), vae.loss.beta, stage.epochs, steps)
+        )
+        self.stopping = (
+            None if schedule.early_stopping is None else EarlyStopping(schedule.early_stopping)
+        )
+        # Buffers too: batch norm's statistics and the running variance belong to the weights.
+        self.average = (
+            None
+            if schedule.ema_decay is None
+            else AveragedModel(
+                vae, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema_decay), use_buffers=True
+            )
+        )
+
+    def step(self) -> None:
+        """The optimiser's step on the gradients that are there."""
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.vae)
+
+    def end_epoch(self, epoch: int, reconstruction: float, kl: float) -> None:
+        """Look at the loss after `epoch` epochs."""
+        loss = self.kl.watched(reconstruction, kl)
+        self.rate.end(loss)
+        if self.stopping is not None:
+            self.stopping.update(epoch, loss, self.evaluated.state_dict())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the stage ends before its last epoch."""
+        return self.stopping is not None and self.stopping.stopped
+
+    @property
+    def evaluated(self) -> VAE:
+        """The weights that a validation loss is of: the averaged ones where there are any."""
+        if self.average is None:
+            return self.vae
+        assert isinstance(self.average.module, VAE)
+        return self.average.module
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights the stage leaves behind if it ends now: the best epoch's, or `evaluated`."""
+        if self.stopping is not None and self.stopping.weights:
+            return self.stopping.weights
+        return self.evaluated.state_dict()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint."""
+        average = {} if self.average is None else self.average.state_dict()
+        best = {} if self.stopping is None else self.stopping.weights
+        return {
+            **{f"average.{name}": value for name, value in average.items()},
+            **{f"best.{name}": value for name, value in best.items()},
+        }
+
+    def header(self) -> dict[str, Any]:
+        """The rest of a checkpoint."""
+        stopping = {} if self.stopping is None else self.stopping.state_dict()
+        return {"learning_rate": self.rate.state_dict(), "early_stopping": stopping}
+
+    def load(self, average: dict[str, Tensor], best: dict[str, Tensor], header: Any) -> None:
+        """Go on from `tensors`, by their prefixes, and `header`."""
+        if not header:  # written before any of this existed
+            return
+        self.rate.load_state_dict(header["learning_rate"])
+        if self.average is not None:
+            self.average.load_state_dict(average)
+        if self.stopping is not None:
+            self.stopping.load_state_dict(header["early_stopping"], best)

@@ -1,0 +1,154 @@
+"""The KL term of a step: warm-up, free bits, capacity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaekern.functional import LossComponents
+from vaekern.models import VAE
+from vaekern.training.schedule_config import KLConfig
+
+
+def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
+    r"""KL(N(mu_j, exp logvar_j) || N(0, 1)) of each latent dimension, averaged over the batch.
+
+    .. math:: \frac1B \sum_b \tfrac12 (\mu_{bj}^2 + e^{l_{bj}} - 1 - l_{bj})
+
+    Args:
+        mu, logvar: [B, d]; half precision is widened to float32.
+
+    Returns:
+        [d], in nats, with its graph.
+
+    Example:
+        >>> kl_per_dimension(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
+        tensor([1., 0.])
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+    if mu.dtype in (torch.float16, torch.bfloat16):
+        mu, logvar = mu.float(), logvar.float()
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).mean(0)
+
+
+def free_bits_kl(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
+    r"""The KL with a floor for each latent dimension, below which it is neither paid nor pushed.
+
+    .. math:: \sum_j \max(\lambda, \tfrac1B \sum_b \mathrm{KL}_{bj})
+
+    Args:
+        mu, logvar: [B, d].
+        free_bits: lambda, in nats for each dimension.
+
+    Returns:
+        A number in nats, with its graph.
+
+    Example:
+        >>> mu = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> free_bits_kl(mu, torch.zeros(2, 2), 0.25)  # 1 paid in full, 0 raised to the floor
+        tensor(1.2500)
+
+    Source: Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow,
+    equation 15, each dimension a group of its own.
+    """
+    return kl_per_dimension(mu, logvar).clamp(min=free_bits).sum()
+
+
+def capacity_kl(mu: Tensor, logvar: Tensor, capacity: float) -> Tensor:
+    r"""The distance of the batch's KL from a target.
+
+    .. math:: |\tfrac1B \sum_{b,j} \mathrm{KL}_{bj} - C|
+
+    Args:
+        mu, logvar: [B, d].
+        capacity: C, in nats.
+
+    Returns:
+        A number in nats, with its graph.
+
+    Example:
+        >>> capacity_kl(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2), 5.0)
+        tensor(4.)
+
+    Source: Burgess et al. 2018, Understanding disentangling in beta-VAE, equation 8.
+    """
+    return (kl_per_dimension(mu, logvar).sum() - capacity).abs()
+
+
+class KLTerm:
+    """What each step of a stage charges for the KL.
+
+    Args:
+        config: the settings.
+        beta: the weight, after its warm-up.
+        epochs: of the stage.
+        steps: of an epoch.
+
+    Example:
+        >>> term = KLTerm(KLConfig(kl_warmup_epochs=2), beta=4.0, epochs=9, steps=10)
+        >>> [term.beta(step) for step in (0, 5, 10, 20, 30)]
+        [0.0, 1.0, 2.0, 4.0, 4.0]
+    """
+
+    def __init__(self, config: KLConfig, beta: float, epochs: int, steps: int):
+        self.config = config
+        self.full_beta = beta
+        self.warmup = config.kl_warmup_steps or (config.kl_warmup_epochs or 0) * steps
+        self.rise = (config.capacity_epochs or epochs) * steps
+
+    def beta(self, step: int) -> float:
+        """The KL's weight after so many steps: beta * min(1, step / warm-up)."""
+        return self.full_beta if step >= self.warmup else self.full_beta * step / self.warmup
+
+    def capacity(self, step: int) -> float | None:
+        """C after so many steps, in nats: C * min(1, step / rise)."""
+        full = self.config.capacity
+        return None if full is None else full if step >= self.rise else full * step / self.rise
+
+    def components(
+        self, vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, step: int, noise: torch.Generator
+    ) -> LossComponents:
+        """`VAE.components` with this step's KL term.
+
+        Free bits and capacity take the reconstruction from the loss's own kernel (called with
+        beta = 0) and add their KL in PyTorch, which costs a few passes over [B, d].
+        """
+        capacity, free_bits = self.capacity(step), self.config.free_bits
+        if capacity is None and free_bits is None:
+            beta = None if step >= self.warmup else self.beta(step)
+            return vae.components(x, mu, logvar, beta=beta, generator=noise)
+        found = vae.components(x, mu, logvar, beta=0.0, generator=noise)
+        if capacity is not None:
+            kl = capacity_kl(mu, logvar, capacity)
+        else:
+            assert free_bits is not None
+            kl = free_bits_kl(mu, logvar, free_bits)
+        return found._replace(loss=found.loss + self.beta(step) * kl)
+
+    def watched(self, reconstruction: float, kl: float) -> float:
+        """The loss at the end of all schedules: what the epochs of a run can be compared by."""
+        return reconstruction + self.full_beta * abs(kl - (self.config.capacity or 0.0))
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What metrics.jsonl says of the weight and the target, where they move."""
+        moving: dict[str, Any] = {"beta": self.beta(step)} if self.warmup else {}
+        return moving if self.config.capacity is None else {"capacity": self.capacity(step)}
+
+    def warning(self, epochs: int, steps: int) -> str | None:
+        """One sentence where a schedule does not end within the stage."""
+        if self.warmup > epochs * steps:
+            return (
+                f"the KL warm-up takes {self.warmup} steps and stage 1 has only {epochs * steps} "
+                f"({epochs} epochs of {steps}): beta ends at {self.beta(epochs * steps):.3g} "
+                f"instead of {self.full_beta:.3g}"
+            )
+        if self.config.capacity is not None and self.rise > epochs * steps:
+            return (
+                f"the capacity rises over {self.rise} steps and stage 1 has only {epochs * steps}: "
+                f"it ends at {self.capacity(epochs * steps):.3g} nats "
+                f"instead of {self.config.capacity:.3g}"
+            )
+        return None

@@ -82,6 +82,8 @@ SCHEDULES: dict[str, dict[str, object]] = {
     "capacity": {"capacity": 3.0},
     "average": {"ema_decay": 0.9, "network": "infogan", "width": None},
     "early stopping": {"early_stopping": 7, "validation_fraction": 0.2, **LONGER},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16", "covariance": "diag-i", "estimate": "learned"},
     "all": {
         "lr_schedule": "plateau",
         "lr_patience": 0,

@@ -13,6 +13,7 @@ from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, s
 from vaekern.training.schedule_config import KLConfig, ScheduleConfig
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class RunConfig:
     device: Device = setting("auto", "auto takes a CUDA device where there is one")
     threads: int | None = setting(
         None, "CPU threads (default: one for a small model, else torch's number)"
+    )
+    precision: Precision = setting(
+        "float32",
+        "of the networks in training (autocast); weights, latents, the loss's sums and every "
+        "evaluation are float32. float16 scales the loss; on a CPU it works, and slowly",
+    )
+    tf32: bool | None = setting(
+        None,
+        "TF32 on an NVIDIA GPU, true or false (default: torch's own, in convolutions only)",
     )
     checkpoint_seconds: float = setting(30.0, "seconds of training between two checkpoints")
 
@@ -147,7 +157,7 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "device", "threads", "checkpoint_seconds"),
+    *("run", "device", "threads", "tf32", "checkpoint_seconds"),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

@@ -13,6 +13,7 @@ from vaekern.training.config import TrainConfig
 from vaekern.training.early_stopping import EarlyStopping
 from vaekern.training.kl import KLTerm
 from vaekern.training.learning_rate import LearningRate
+from vaekern.training.precision import grad_scaler
 from vaekern.training.schedule_config import KLConfig
 
 
@@ -40,6 +41,8 @@ class Controls:
         self.vae = vae
         self.optimizer = optimizer
         self.clip_norm = schedule.clip_norm
+        device = next(vae.parameters()).device
+        self.scaler = grad_scaler(config.run.precision, device)
         self.rate = LearningRate(optimizer, stage, schedule)
         self.kl = (
             KLTerm(config.kl, config.objective.beta, stage.epochs, steps)
@@ -58,11 +61,18 @@ class Controls:
             )
         )
 
-    def step(self) -> None:
-        """The optimiser's step on the gradients that are there."""
+    def step(self, loss: Tensor) -> None:
+        """Backward pass and the optimiser's step; float16 skips a step that overflows."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         if self.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.clip_norm)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.vae)
 
@@ -104,13 +114,20 @@ class Controls:
     def header(self) -> dict[str, Any]:
         """The rest of a checkpoint."""
         stopping = {} if self.stopping is None else self.stopping.state_dict()
-        return {"learning_rate": self.rate.state_dict(), "early_stopping": stopping}
+        scaler = {} if self.scaler is None else self.scaler.state_dict()
+        return {
+            "learning_rate": self.rate.state_dict(),
+            "early_stopping": stopping,
+            "loss_scale": scaler,
+        }
 
     def load(self, average: dict[str, Tensor], best: dict[str, Tensor], header: Any) -> None:
         """Go on from `tensors`, by their prefixes, and `header`."""
         if not header:  # written before any of this existed
             return
         self.rate.load_state_dict(header["learning_rate"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(header["loss_scale"])
         if self.average is not None:
             self.average.load_state_dict(average)
         if self.stopping is not None:

@@ -130,7 +130,7 @@ def _wanted(hint: Any) -> str:
     plain = _plain(hint)
     if typing.get_origin(plain) is typing.Literal:
         return f"one of {', '.join(typing.get_args(plain))}"
-    names = {int: "a whole number", float: "a number", str: "text"}
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return names.get(plain, "two numbers, as in '[-30, 20]'")
 
 
@@ -141,7 +141,7 @@ def _choices(hint: Any) -> str | None:
 
 
 def _metavar(hint: Any) -> str:
-    names = {int: "N", float: "X", str: "TEXT", tuple: "[LO,HI]"}
+    names = {int: "N", float: "X", str: "TEXT", bool: "{true,false}", tuple: "[LO,HI]"}
     plain = _plain(hint)
     return names[typing.get_origin(plain) or plain]
 

@@ -39,6 +39,7 @@ from vaekern.training.metrics import (
     sigma,
     to_lines,
 )
+from vaekern.training.precision import autocast, tf32
 from vaekern.training.run_directory import MODEL, RunDirectory
 
 CHECKPOINT = "vaekern checkpoint"
@@ -177,6 +178,10 @@ class Trainer:
             RunError: the loss is no longer finite, or the disk is full.
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
         """
+        with tf32(self.config.run.tf32):
+            self._train()
+
+    def _train(self) -> None:
         if self.position.stage == 1:
             self._train_stage(self.images, self.held_out)
             self._keep()
@@ -249,12 +254,12 @@ class Trainer:
                     rows = order[index * batch_size : (index + 1) * batch_size]
                     x = source.batch(rows, self.noise)
                     optimizer.zero_grad(set_to_none=True)
-                    mu, logvar = vae.encode(x)
-                    components = controls.kl.components(
-                        vae, x, mu, logvar, position.step, self.noise
-                    )
-                    components.loss.backward()
-                    controls.step()
+                    with autocast(self.config.run.precision, self.device):
+                        mu, logvar = (each.float() for each in vae.encode(x))
+                        components = controls.kl.components(
+                            vae, x, mu, logvar, position.step, self.noise
+                        )
+                    controls.step(components.loss)
                     totals.add(components)
                     position.batch += 1
                     position.step += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaekern.models import TwoStageVAE
 from vaekern.storage import files as files_module
 from vaekern.storage.files import write_atomically
 from vaekern.storage.tensors import load_tensors, save_tensors
@@ -182,3 +183,23 @@ def test_description_says_what_the_data_was(make_config: Make, train: Train) -> 
     assert data["sample_shape"] == [1, 4, 4]
     assert data["value_range"] == [0.0, 1.0]
     assert data["train"] + data["test"] == 90
+
+
+def test_a_run_is_a_model_that_can_be_shared(
+    make_config: Make, train: Train, tmp_path: Path
+) -> None:
+    run = train(make_config(covariance="diag-i"))
+    model = TwoStageVAE.from_pretrained(run.path)
+    expected, _ = load_model(run.path)
+    assert all(v.equal(expected.state_dict()[k]) for k, v in model.state_dict().items())
+    noise = torch.Generator()
+    samples = [each.sample(5, generator=noise.manual_seed(1)) for each in (model, expected)]
+    assert samples[0].equal(samples[1])
+    with pytest.raises(RunError, match=r"is a run of vaekern train, which from_pretrained loads"):
+        model.save_pretrained(run.path)
+    model.save_pretrained(tmp_path / "shared")
+    again = TwoStageVAE.from_pretrained(tmp_path / "shared")
+    assert all(v.equal(expected.state_dict()[k]) for k, v in again.state_dict().items())
+    (run.path / "config.json").unlink()  # as runs of older versions are
+    with pytest.raises(RunError, match=r"holds no config.json; continue the run once with"):
+        TwoStageVAE.from_pretrained(run.path)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaekern import functional
 from vaekern.models import networks
 from vaekern.models.batch_norm import fit_batch_norm
 from vaekern.models.config import ModelConfig
+from vaekern.models.recipes import network_recipe
+from vaekern.models.sharing import MissingModulesError, Shareable
 from vaekern.models.vae import CHUNK, VAE
 from vaekern.nn import GaussianVAELoss
 
@@ -32,7 +35,7 @@ class Posterior(NamedTuple):
         return Posterior(self.mu[rows], self.logvar[rows])
 
 
-class TwoStageVAE(nn.Module):
+class TwoStageVAE(Shareable):
     """Stage 1 finds the manifold of the data, stage 2 the distribution of the latents on it.
 
     A VAE whose decoder variance is learned reconstructs well, but its aggregate posterior
@@ -67,6 +70,8 @@ class TwoStageVAE(nn.Module):
         Dai & Wipf 2019, Diagnosing and Enhancing VAE Models, section 4.
     """
 
+    _kind = "TwoStageVAE"
+
     def __init__(self, stage1: VAE, stage2: VAE):
         super().__init__()
         if stage2.loss.covariance not in ("iso-i", "diag-i"):
@@ -90,11 +95,66 @@ class TwoStageVAE(nn.Module):
             ValueError: an option outside its range, or one that the network does not have.
         """
         network = config.network
-        encoder, decoder = networks.second_stage(
-            network.latent_dim, width=network.second_width, layers=network.second_layers
-        )
-        stage2 = VAE(encoder, decoder, GaussianVAELoss("iso-i", "learned"), network.latent_dim)
+        size = network.latent_dim
+        options = {"width": network.second_width, "layers": network.second_layers}
+        encoder, decoder = networks.second_stage(size, **options)
+        stage2 = VAE(encoder, decoder, GaussianVAELoss("iso-i", "learned"), size)
+        stage2.recipe = network_recipe("second_stage", (size,), size, options)
         return cls(VAE.from_config(config, sample_shape, value_range), stage2)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        stage1: VAE | None = None,
+        stage2: VAE | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load what `save_pretrained` or `vaekern train` wrote: evaluation mode, on the CPU.
+
+        Args:
+            source: a directory, such as a run's, or "user/name" on the Hugging Face Hub.
+            stage1: a VAE to load into, needed where vaekern did not build the saved networks.
+            stage2: likewise.
+            revision: of a repository on the hub.
+
+        Raises:
+            RunError: no such directory, or a file that is missing, damaged, foreign, of a newer
+                version or of another model.
+            ValueError: modules that only you can give are missing.
+            ModuleNotFoundError: safetensors or huggingface_hub is not installed.
+
+        Example:
+            >>> model = TwoStageVAE.from_pretrained("runs/digits-iso-i-mle")  # doctest: +SKIP
+            >>> model.sample(64).shape  # doctest: +SKIP
+            torch.Size([64, 1, 8, 8])
+        """
+        return cls._load(source, revision, {"stage1": stage1, "stage2": stage2})
+
+    def _describe(self) -> dict[str, Any]:
+        return {"stage1": self.stage1._describe(), "stage2": self.stage2._describe()}
+
+    def _load_hint(self) -> str | None:
+        return _hint(
+            [name for name, stage in self._describe().items() if stage["networks"] is None]
+        )
+
+    @classmethod
+    def _from_description(
+        cls, description: Mapping[str, Any], state: Mapping[str, Tensor], given: Mapping[str, Any]
+    ) -> Self:
+        names = ("stage1", "stage2")
+        hint = _hint([n for n in names if given[n] is None and description[n]["networks"] is None])
+        if hint is not None:
+            raise MissingModulesError(f"its networks were not built by vaekern; use {hint}")
+        stages = dict(given)
+        for name in names:
+            if stages[name] is None:
+                own = {k.removeprefix(f"{name}."): v for k, v in state.items()}
+                nothing = dict.fromkeys(("encoder", "decoder", "loss"))
+                stages[name] = VAE._from_description(description[name], own, nothing)
+        return cls(**stages)
 
     @torch.no_grad()
     def fit_batch_norm(
@@ -167,3 +227,11 @@ class TwoStageVAE(nn.Module):
     ) -> Tensor:
         """Stage 1's reconstruction of x, at one draw of z, or at its mean."""
         return self.stage1.reconstruct(x, sample_z, generator=generator)
+
+
+def _hint(missing: list[str]) -> str | None:
+    """How a model is loaded whose `missing` stages hold networks that vaekern did not build."""
+    if not missing:
+        return None
+    arguments = ", ".join(f"{name}=VAE(...)" for name in missing)
+    return f"TwoStageVAE.from_pretrained(directory, {arguments})"

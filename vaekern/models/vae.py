@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from vaekern import functional
 from vaekern.functional import LossComponents
 from vaekern.models import networks
 from vaekern.models.config import ModelConfig
+from vaekern.models.recipes import (
+    build_loss,
+    build_networks,
+    builds,
+    loss_recipe,
+    network_recipe,
+)
+from vaekern.models.sharing import MissingModulesError, Shareable
 from vaekern.nn import X_LOGVAR_MIN, GaussianVAELoss
 
 # Samples decoded at once where a caller asks for many: enough to fill a machine, and 64-pixel
@@ -21,7 +30,7 @@ CHUNK = 512
 _ACTIVATIONS = {None: nn.Identity(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh()}
 
 
-class VAE(nn.Module):
+class VAE(Shareable):
     """A Gaussian VAE, for any encoder, decoder and `GaussianVAELoss`.
 
     q(z|x) = N(mu(x), diag exp logvar(x)), p(z) = N(0, I), p(x|z) = N(x_hat(z), Sigma_x), where the
@@ -64,6 +73,10 @@ class VAE(nn.Module):
     Source:
         Kingma & Welling 2014, Auto-Encoding Variational Bayes, equation 10.
     """
+
+    _kind = "VAE"
+    #: What its networks were built from, where vaekern built them.
+    recipe: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -127,16 +140,89 @@ class VAE(nn.Module):
             activation=activation,
             logvar_clamp=objective.logvar_clamp,
         )
-        encoder, decoder = networks.build(
-            network.network, sample_shape, network.latent_dim, output="linear", **options
-        )
-        return cls(
-            encoder,
-            decoder,
+        options["output"] = "linear"
+        vae = cls(
+            *networks.build(network.network, sample_shape, network.latent_dim, **options),
             loss,
             network.latent_dim,
             posterior_samples=objective.posterior_samples,
         )
+        vae.recipe = network_recipe(
+            network.network, tuple(sample_shape), network.latent_dim, options
+        )
+        return vae
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        loss: GaussianVAELoss | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load what `save_pretrained` wrote: in evaluation mode, on the CPU, in the saved dtypes.
+
+        Args:
+            source: a directory, or "user/name" on the Hugging Face Hub.
+            encoder: needed where vaekern did not build the saved one; its weights are replaced.
+            decoder: likewise.
+            loss: instead of the one that config.json describes; its variance is replaced.
+            revision: of a repository on the hub.
+
+        Raises:
+            RunError: no such directory, or a file that is missing, damaged, foreign, of a newer
+                version or of another model.
+            ValueError: modules that only you can give are missing.
+            ModuleNotFoundError: safetensors or huggingface_hub is not installed.
+
+        Example:
+            >>> vae = VAE.from_pretrained("models/digits")  # doctest: +SKIP
+            >>> vae = VAE.from_pretrained("ada/own", encoder=e, decoder=d)  # doctest: +SKIP
+        """
+        return cls._load(source, revision, {"encoder": encoder, "decoder": decoder, "loss": loss})
+
+    def _describe(self) -> dict[str, Any]:
+        known = builds(self.recipe, self.encoder, self.decoder)
+        return {
+            "networks": self.recipe if known else None,
+            "loss": loss_recipe(self.loss),
+            "latent_dim": self.latent_dim,
+            "posterior_samples": self.posterior_samples,
+        }
+
+    def _load_hint(self) -> str | None:
+        if self._describe()["networks"] is not None:
+            return None
+        return "VAE.from_pretrained(directory, encoder=..., decoder=...)"
+
+    @classmethod
+    def _from_description(
+        cls, description: Mapping[str, Any], state: Mapping[str, Tensor], given: Mapping[str, Any]
+    ) -> Self:
+        encoder, decoder, loss = given["encoder"], given["decoder"], given["loss"]
+        if description["networks"] is not None:
+            built = build_networks(description["networks"])
+            encoder = built[0] if encoder is None else encoder
+            decoder = built[1] if decoder is None else decoder
+        elif encoder is None or decoder is None:
+            raise MissingModulesError(
+                "its networks were not built by vaekern, so encoder and decoder must be given; use "
+                "VAE.from_pretrained(directory, encoder=..., decoder=...)"
+            )
+        if loss is None:
+            own = {k.removeprefix("loss."): v for k, v in state.items() if k.startswith("loss.")}
+            loss = build_loss(description["loss"], own)
+        vae = cls(
+            encoder,
+            decoder,
+            loss,
+            description["latent_dim"],
+            posterior_samples=description["posterior_samples"],
+        )
+        vae.recipe = description["networks"]
+        return vae
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mu, logvar) of q(z|x), both [B, d], within the loss's logvar_clamp."""

@@ -28,13 +28,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: A
     write_atomically(path, save(ready, metadata={"kind": kind, "header": json.dumps(header)}))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+RETRAIN = "restore it from a copy, or train again with another --run directory"
+
+
+def load_tensors(path: Path, kind: str, *, remedy: str = RETRAIN) -> tuple[dict[str, Tensor], Any]:
     """(tensors, header) of a file that `save_tensors` wrote with the same kind.
+
+    `remedy` ends the sentence of an error.
 
     Raises:
         RunError: no such file, a damaged one, or one from somewhere else.
     """
-    with _opened(path, kind) as (file, header):
+    with _opened(path, kind, remedy) as (file, header):
         # The handle itself cannot be iterated.
         return {name: file.get_tensor(name) for name in list(file.keys())}, header
 
@@ -50,9 +55,8 @@ def read_header(path: Path, kind: str) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path, kind: str, remedy: str = RETRAIN) -> Iterator[tuple[Any, Any]]:
     safetensors = require("safetensors", "loading a run")
-    remedy = "restore it from a copy, or train again with another --run directory"
     if not path.is_file():
         raise RunError(f"there is no file {path}; {remedy}")
     try:
@@ -65,8 +69,14 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, Any]]:
         raise RunError(f"{path} is damaged or incomplete ({error}); {remedy}") from error
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a module's state, all of it or nothing.
+def load_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    remedy: str = "use the config.yaml that was written beside it",
+) -> None:
+    """Load a module's state, all of it or nothing. `remedy` ends the sentence of an error.
 
     Raises:
         RunError: names or shapes that are not the module's.
@@ -77,7 +87,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     if wrong:
         raise RunError(
             f"{path} does not hold this model: {len(wrong)} tensors differ, the first is "
-            f"{wrong[0]!r}; use the config.yaml that was written beside it"
+            f"{wrong[0]!r}; {remedy}"
         )
     module.load_state_dict(dict(state))
 

@@ -9,7 +9,7 @@ import torch
 
 import vaekern
 from vaekern import data
-from vaekern.models import TwoStageVAE
+from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
 from vaekern.training.run_directory import RunDirectory
@@ -149,6 +149,7 @@ class TrainingRun:
             RunError: it cannot be written.
         """
         self.directory.start(self.config, self._description())
+        sharing.write_config(self.model, self.path)
 
     @property
     def path(self) -> Path:

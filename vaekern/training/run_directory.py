@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vaekern._optional import require
-from vaekern.models import TwoStageVAE
+from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import PREFIX, write_atomically
 from vaekern.storage.tensors import load_state, load_tensors
@@ -15,7 +15,7 @@ from vaekern.training.config import TrainConfig
 
 FORMAT = "vaekern run"
 VERSION = 1
-MODEL = "vaekern model"
+MODEL = sharing.FORMAT
 
 
 class RunDirectory:
@@ -24,6 +24,7 @@ class RunDirectory:
     config.yaml             the settings, as `vaekern train --config` reads them
     run.json                what the data was, and the version that wrote the run
     model.safetensors       weights, losses and buffers of both stages
+    config.json             what these belong to, as `TwoStageVAE.from_pretrained` reads it
     checkpoint.safetensors  what `--resume` needs besides: optimiser, random states, position
     metrics.jsonl           one line for each epoch
     metrics.json            the numbers of the final table

@@ -36,6 +36,7 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
     names = {each.name for each in run.iterdir()}
     assert names == {
         *("config.yaml", "run.json", "model.safetensors", "checkpoint.safetensors"),
+        "config.json",
         *("metrics.jsonl", "metrics.json", "table.txt", "figures"),
     }
     pictures = {each.name for each in (run / "figures").iterdir()}

@@ -557,6 +557,20 @@ def test_a_run_that_is_not_finished(make_config: Make) -> None:
     assert not (run.path / "evaluation").exists()
 
 
+def test_a_second_stage_that_stopped_early_or_not_at_all(make_config: Make, train: Train) -> None:
+    only = ["maximum_mean_discrepancy"]
+    stage2 = {"epochs": 400, "lr": 1e-9}  # whose loss goes up and down with the noise alone
+    run = train(make_config(early_stopping=2, stage2=stage2))
+    assert run.trainer.position.epoch < 400
+    assert "u" in evaluate(run.path, only=only).outcomes[only[0]].values
+    longer = TrainingRun(make_config(early_stopping=2, stage2=stage2), resume=True)
+    assert longer.trainer.controls is not None
+    assert longer.trainer.controls.stopping is not None
+    longer.trainer.controls.stopping.stopped = False
+    longer.trainer.save()
+    assert "u" not in evaluate(run.path, only=only).outcomes[only[0]].values
+
+
 def test_data_that_are_gone_or_others(make_config: Make, train: Train, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     x = np.random.default_rng(0).normal(size=(40, 3)).astype("f4")

@@ -486,13 +486,20 @@ def reached(directory: RunDirectory) -> Position:
 
 
 def second_stage_is_trained(directory: RunDirectory) -> bool:
-    """Whether the second stage of a run has been trained to the end of its schedule.
+    """Whether the second stage of a run has been trained to its end, or stopped early.
 
     Raises:
-        RunError: model.safetensors or config.yaml is missing or damaged.
+        RunError: a file of the run is missing or damaged.
     """
     position = reached(directory)
-    return position.stage == 2 and 0 < directory.read_config().stage2.epochs <= position.epoch
+    if position.stage != 2 or position.epoch == 0:
+        return False
+    if directory.read_config().stage2.epochs <= position.epoch:
+        return True
+    if not directory.checkpoint.exists():
+        return False
+    controls = read_header(directory.checkpoint, CHECKPOINT).get("controls") or {}
+    return bool(controls.get("early_stopping", {}).get("stopped"))
 
 
 def polarized_regime(directory: RunDirectory) -> PolarizedRegimeTracker:

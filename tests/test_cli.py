@@ -37,6 +37,7 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
     assert names == {
         *("config.yaml", "run.json", "model.safetensors", "checkpoint.safetensors"),
         "config.json",
+        *("previous-checkpoint.safetensors", "best-stage1.safetensors", "best-stage2.safetensors"),
         *("metrics.jsonl", "metrics.json", "table.txt", "figures"),
     }
     pictures = {each.name for each in (run / "figures").iterdir()}

@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=(1, 2),
         help="1: latents from the prior, 2: from the second stage (default: 2 if trained)",
     )
+    sample.add_argument(
+        "--weights",
+        choices=("last", "best"),
+        default="last",
+        help="the stage's last ones, or those after its best epoch in training (default: last)",
+    )
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     sample.add_argument(
         "--out",
@@ -163,6 +169,7 @@ def _sample(arguments: argparse.Namespace) -> int:
             stage=arguments.stage,
             seed=arguments.seed,
             out=arguments.out,
+            weights=arguments.weights,
         )
     except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
         raise _Failure(error) from None

@@ -60,8 +60,11 @@ def train() -> Callable[..., TrainingRun]:
 
     def train(config: TrainConfig, *, resume: bool = False) -> TrainingRun:
         run = TrainingRun(config, resume=resume)
-        run.start()
-        run.trainer.train()
+        try:
+            run.start()
+            run.trainer.train()
+        finally:
+            run.close()
         return run
 
     return train

@@ -15,7 +15,7 @@ import torch
 from vaekern.training import RunError, TrainConfig, TrainingRun, load_model
 from vaekern.training.metrics import Totals
 from vaekern.training.run_directory import RunDirectory
-from vaekern.training.trainer import reached
+from vaekern.training.trainer import Images, reached
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -215,3 +215,24 @@ def test_second_ctrl_c_stops_at_once(
             train(make_config())
     assert signal.getsignal(signal.SIGINT) is before
     assert reached(RunDirectory(make_config().run_directory)).step == 0
+
+
+def test_torch_s_own_random_numbers_go_on(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network with dropout draws from them."""
+    original = Images.batch
+
+    def noisy(self: Images, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        x = original(self, rows, generator)
+        return x * torch.rand(x.shape)
+
+    monkeypatch.setattr(Images, "batch", noisy)
+    never = train(make_config("never"))
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch, send_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("stopped"))
+    expected = never.model.state_dict()
+    continued = train(make_config("stopped"), resume=True)
+    assert all(v.equal(expected[k]) for k, v in continued.model.state_dict().items())

@@ -71,19 +71,7 @@ def test_a_foreign_description_is_refused(tmp_path: Path, content: str, message:
 def test_damaged_files_are_named(make_config: Make, train: Train) -> None:
     config = make_config()
     run = train(config)
-    checkpoint, model = run.directory.checkpoint, run.directory.model
-    good = checkpoint.read_bytes()
-
-    checkpoint.write_bytes(good[: len(good) // 2])
-    with pytest.raises(RunError, match=r"checkpoint.safetensors is damaged or incomplete"):
-        TrainingRun(config, resume=True)
-    checkpoint.write_bytes(b"")
-    with pytest.raises(RunError, match=r"checkpoint.safetensors is damaged or incomplete"):
-        TrainingRun(config, resume=True)
-    checkpoint.write_bytes(model.read_bytes())
-    with pytest.raises(RunError, match=r"was not written by vaekern as vaekern checkpoint"):
-        TrainingRun(config, resume=True)
-
+    model = run.directory.model
     model.unlink()
     with pytest.raises(RunError, match=r"there is no file .*model.safetensors; restore it"):
         load_model(run.path)

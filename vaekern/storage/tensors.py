@@ -16,8 +16,17 @@ from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Any) -> None:
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    kind: str,
+    header: Any,
+    *,
+    previous: Path | None = None,
+) -> None:
     """Write tensors, and a JSON value that says what they are, in one atomic step.
+
+    `previous` is where the old file stays, if it is to stay.
 
     Raises:
         RunError: the disk is full or the file cannot be written.
@@ -25,7 +34,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: A
     save = require("safetensors.torch", "saving a run").save
     # One file, so that weights, optimiser and position can never be of different ages.
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(ready, metadata={"kind": kind, "header": json.dumps(header)}))
+    content = save(ready, metadata={"kind": kind, "header": json.dumps(header)})
+    write_atomically(path, content, previous=previous)
 
 
 RETRAIN = "restore it from a copy, or train again with another --run directory"

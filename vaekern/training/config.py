@@ -157,7 +157,7 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "device", "threads", "tf32", "checkpoint_seconds"),
+    *("run", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm"),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

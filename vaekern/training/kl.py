@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
 from vaekern.training.schedule_config import KLConfig
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class KLTerm:
             kl = free_bits_kl(mu, logvar, free_bits)
         return found._replace(loss=found.loss + self.beta(step) * kl)
 
-    def watched(self, reconstruction: float, kl: float) -> float:
+    def watched(self, reconstruction: Number, kl: Number) -> Number:
         """The loss at the end of all schedules: what the epochs of a run can be compared by."""
         return reconstruction + self.full_beta * abs(kl - (self.config.capacity or 0.0))
 

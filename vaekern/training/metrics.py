@@ -45,6 +45,27 @@ class Totals:
         self.steps = 0
 
 
+class Watch:
+    """Finds the step whose loss is not finite. Adding a step never waits for the device."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, int]] = []
+        self._losses: list[Tensor] = []
+
+    def add(self, epoch: int, step: int, loss: Tensor) -> None:
+        """Add the loss of one step."""
+        self._steps.append((epoch, step))
+        self._losses.append(loss.detach())
+
+    def lost(self) -> tuple[int, int] | None:
+        """(epoch, step) of the first loss since the last call that is infinite or NaN."""
+        if not self._losses:
+            return None
+        finite = torch.isfinite(torch.stack(self._losses)).tolist()
+        steps, self._steps, self._losses = self._steps, [], []
+        return next((where for where, ok in zip(steps, finite, strict=True) if not ok), None)
+
+
 class Polarization:
     """Delta_KL and active units of one batch now and then. Observing never waits for the device."""
 

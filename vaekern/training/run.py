@@ -12,8 +12,9 @@ from vaekern import data
 from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
+from vaekern.training.memory import out_of_memory
 from vaekern.training.run_directory import RunDirectory
-from vaekern.training.trainer import Trainer, reached
+from vaekern.training.trainer import Trainer
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,6 +29,9 @@ def choose_device(name: str) -> torch.device:
         raise ValueError("device 'cuda' was asked for, but torch finds none; use --device cpu")
     return torch.device(name)
 
+
+CONTINUE = "free memory by ending other programs, and continue with --resume"
+LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
 
 #: Parameters of both stages below which one thread is as good: two would wait for one another at
 #: every small matrix product, which costs little on an idle machine and a factor of five on a busy
@@ -86,6 +90,10 @@ def check_same_data(found: data.Dataset, config: TrainConfig, directory: RunDire
         )
 
 
+CONTINUE = "free memory, by ending other programs, and continue with --resume"
+LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
+
+
 class TrainingRun:
     """`vaekern train` as an object: everything is checked here, before anything is written.
 
@@ -112,10 +120,20 @@ class TrainingRun:
                 f"{self.directory.path} already holds a run; continue it with --resume, "
                 "or choose another directory with --run DIR"
             )
+        try:
+            if self.continued:
+                self.directory.lock.acquire()
+            with out_of_memory(lambda: f"out of memory while {config.data.data} was read; {LARGE}"):
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        config = self.config
         self.device = choose_device(config.run.device)
         self.data = load_data(config)
-        if self.continued:
-            self._check_same_run()
+        stored = self._check_same_run() if self.continued else config
         torch.manual_seed(config.run.seed)
         self.model = TwoStageVAE.from_config(
             config.model, self.data.sample_shape, self.data.value_range
@@ -125,31 +143,58 @@ class TrainingRun:
             torch.set_num_threads(threads)
         self.trainer = Trainer(self.model, self.data.train, config, self.directory)
         if (warning := self.trainer.warning()) is not None:
-            warnings.warn(warning, stacklevel=2)
-        if self.continued:
-            self.trainer.restore()
+            warnings.warn(warning, stacklevel=3)
+        if not self.continued:
+            return
+        if (skipped := self.trainer.restore()) is not None:
+            warnings.warn(skipped, stacklevel=3)
+        if stored.stage1 != config.stage1 and self.trainer.position.stage == 2:
+            raise RunError(
+                f"stage 1 of {self.directory.path} is finished, and stage 2 builds on it; leave "
+                "--stage1 settings out, or choose another directory with --run DIR"
+            )
 
     def __call__(self) -> str:
         """Train to the end, evaluate, draw; returns the table.
 
         Raises:
-            RunError: the loss is no longer finite, or the disk is full.
+            RunError: the loss is no longer finite, the disk or the memory is full, or another
+                process trains in the directory.
             KeyboardInterrupt: Ctrl-C; the directory holds a checkpoint.
         """
         from vaekern.training.report import report  # its packages take a second to import
 
-        self.start()
-        self.trainer.train()
-        return report(self.model, self.data, self.config, self.directory)
+        try:
+            self.start()
+            with out_of_memory(self._explain_memory):
+                self.trainer.train()
+            with out_of_memory(lambda: f"out of memory in the report; {CONTINUE}"):
+                return report(self.model, self.data, self.config, self.directory)
+        finally:
+            self.close()
 
     def start(self) -> None:
-        """Create the run directory and write what describes the run.
+        """Create the run directory, lock it, and write what describes the run.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or another process trains in it.
         """
-        self.directory.start(self.config, self._description())
+        self.directory.start(self.config, self._description(), fresh=not self.continued)
         sharing.write_config(self.model, self.path)
+
+    def close(self) -> None:
+        """Let other processes into the run directory; a run that is called does this itself."""
+        self.directory.lock.release()
+
+    def _explain_memory(self) -> str:
+        position = self.trainer.position
+        name = f"stage{position.stage}"
+        size = getattr(self.config, name).batch_size
+        return (
+            f"out of memory in stage {position.stage}, epoch {position.epoch + 1}, step "
+            f"{position.step + 1}, with batches of {size} samples; the last checkpoint is kept: "
+            f"{CONTINUE}, or start a run with a smaller --{name}.batch-size"
+        )
 
     @property
     def path(self) -> Path:
@@ -171,20 +216,16 @@ class TrainingRun:
             "data": describe_data(self.data),
         }
 
-    def _first_stage_is_finished(self) -> bool:
-        return self.directory.model.exists() and reached(self.directory).stage == 2
-
-    def _check_same_run(self) -> None:
-        stored = self.directory.read_config()
+    def _check_same_run(self) -> TrainConfig:
+        """The settings that the run in the directory was started with."""
+        directory, stored = self.directory, self.config
+        if directory.config.exists() or directory.model.exists():
+            stored = directory.read_config()  # else it was stopped before it had written them
         changed = differences(stored, self.config)
         if changed:
             raise RunError(
-                f"{self.directory.path} was trained with other settings ({'; '.join(changed)}); "
+                f"{directory.path} was trained with other settings ({'; '.join(changed)}); "
                 "leave these out, or choose another directory with --run DIR"
             )
-        if stored.stage1 != self.config.stage1 and self._first_stage_is_finished():
-            raise RunError(
-                f"stage 1 of {self.directory.path} is finished, and stage 2 builds on it; leave "
-                "--stage1 settings out, or choose another directory with --run DIR"
-            )
-        check_same_data(self.data, self.config, self.directory)
+        check_same_data(self.data, self.config, directory)
+        return stored

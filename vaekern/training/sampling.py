@@ -18,7 +18,13 @@ PICTURE = 100
 
 
 def save_samples(
-    run: str | Path, *, n: int = 64, stage: int | None = None, seed: int = 0, out: str | None = None
+    run: str | Path,
+    *,
+    n: int = 64,
+    stage: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+    weights: str = "last",
 ) -> list[Path]:
     """Write n samples of a run to OUT.npy, and the first of them to OUT.png.
 
@@ -29,18 +35,21 @@ def save_samples(
             was trained.
         seed: of the latents.
         out: path without a suffix; inside the run directory by default.
+        weights: "last", or "best" for the stage's weights after its best epoch in training.
 
     Returns:
         The files that were written.
 
     Raises:
         RunError: the directory is no run, a file is damaged, or the second stage is not trained.
-        ValueError: n below 1.
+        ValueError: n below 1, or weights of another name.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
+    if weights not in ("last", "best"):
+        raise ValueError(f"weights must be last or best, got {weights!r}")
     directory = RunDirectory(run)
-    model, data = load_model(run)
+    directory.read_description()
     trained = second_stage_is_trained(directory)
     if stage == 2 and not trained:
         raise RunError(
@@ -48,11 +57,12 @@ def save_samples(
             "or finish it with vaekern train --resume"
         )
     stage = stage or (2 if trained else 1)
+    model, data = load_model(run, best_of_stage=stage if weights == "best" else None)
     generator = torch.Generator()
     generator.manual_seed(seed)
     samples = model.sample(n, stage=stage, generator=generator)
 
-    base = Path(out).expanduser() if out else directory.path / f"samples-stage{stage}-seed{seed}"
+    base = Path(out).expanduser() if out else directory.path / _name(stage, seed, weights)
     if base.suffix in (".png", ".npy"):
         base = base.with_suffix("")
     if not base.parent.is_dir():
@@ -70,3 +80,7 @@ def save_samples(
     source = "the prior" if stage == 1 else "the second stage"
     sample_grid(samples[:PICTURE], picture, f"{data['name']}: samples from {source}")
     return [picture, array]
+
+
+def _name(stage: int, seed: int, weights: str) -> str:
+    return f"samples-stage{stage}-seed{seed}{'' if weights == 'last' else '-best'}"

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from vaekern.storage.tensors import (
     read_header,
     save_tensors,
 )
-from vaekern.training.config import StageConfig, TrainConfig
+from vaekern.training.best import Best
+from vaekern.training.config import StageConfig, TrainConfig, differences
 from vaekern.training.controls import Controls
 from vaekern.training.interrupt import StopRequest
 from vaekern.training.kl import KLTerm
@@ -36,6 +38,7 @@ from vaekern.training.metrics import (
     Log,
     Polarization,
     Totals,
+    Watch,
     sigma,
     to_lines,
 )
@@ -164,8 +167,11 @@ class Trainer:
         self.totals = Totals(self.device)
         self.polarization = Polarization(self.device)
         self.log = Log()
+        self.watch = Watch()
+        self.best = Best(self.device)
         self.optimizer: torch.optim.Adam | None = None
         self.controls: Controls | None = None
+        self._restored: Path | None = None
         self._saved_at = time.monotonic()
         self._flushed_at = time.monotonic()
 
@@ -178,20 +184,19 @@ class Trainer:
             RunError: the loss is no longer finite, or the disk is full.
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
         """
+        self._align()
         with tf32(self.config.run.tf32):
             self._train()
 
     def _train(self) -> None:
         if self.position.stage == 1:
             self._train_stage(self.images, self.held_out)
+            self._fit_best()
             self._keep()
-            generator = torch.Generator(self.device)
-            generator.manual_seed(derived_seed(self.config.run.seed, 1))
-            self.model.fit_batch_norm(
-                self.images.x, batch_size=self.config.stage1.batch_size, generator=generator
-            )
+            self._fit_batch_norm()
             self.position = Position(stage=2)
             self.optimizer = self.controls = None
+            self.best = Best(self.device)
             self.save()
         stopped = self.controls is not None and self.controls.stopped
         if self.position.epoch < self.config.stage2.epochs and not stopped:
@@ -263,6 +268,7 @@ class Trainer:
                     totals.add(components)
                     position.batch += 1
                     position.step += 1
+                    self.watch.add(position.epoch + 1, position.step, components.loss)
                     if index + 1 == batches or position.step % OBSERVED_EVERY == 0:
                         step = position.step if position.stage == 1 else None
                         self.polarization.observe(mu, logvar, step)
@@ -278,6 +284,24 @@ class Trainer:
             if stop.requested:  # after the last step there is no other that would look
                 self.save()
                 raise KeyboardInterrupt
+
+    def _fit_batch_norm(self) -> None:
+        generator = torch.Generator(self.device)
+        generator.manual_seed(derived_seed(self.config.run.seed, 1))
+        self.model.fit_batch_norm(
+            self.images.x, batch_size=self.config.stage1.batch_size, generator=generator
+        )
+
+    def _fit_best(self) -> None:
+        """Let stage 1's best weights have the batch-norm statistics that the last ones get."""
+        stage1 = self.model.stage1
+        last = {name: value.clone() for name, value in stage1.state_dict().items()}
+        if self.best.weights:
+            stage1.load_state_dict(self.best.weights)
+            self._fit_batch_norm()
+            self.best.weights = {n: value.clone() for n, value in stage1.state_dict().items()}
+            self._save_best()
+        stage1.load_state_dict(last)
 
     def _order(self, count: int) -> Tensor:
         """The rows of this epoch, shuffled: a function of seed, stage and epoch alone."""
@@ -300,6 +324,8 @@ class Trainer:
             **controls.kl.record(position.step - 1),
         }
         means = self.totals.means()
+        reconstruction, kl = (means[FIELDS.index(name)] for name in ("reconstruction", "kl"))
+        loss = controls.kl.watched(reconstruction, kl)
         if self.config.schedule.watched:  # the one wait for the device in an epoch
             if held_out is None:
                 parts = dict(zip(FIELDS, means.tolist(), strict=True))
@@ -308,10 +334,12 @@ class Trainer:
                 record["validation_loss"] = controls.kl.watched(
                     parts["reconstruction"], parts["kl"]
                 )
+                loss = torch.full_like(loss, record["validation_loss"])
             controls.end_epoch(position.epoch + 1, parts["reconstruction"], parts["kl"])
         position.epoch += 1
         position.batch = 0
         self.log.add(record, torch.cat([means, self.polarization.newest]))
+        self.best.update(loss, position.epoch, controls.evaluated.state_dict())
         self.totals.reset()
 
     @torch.no_grad()
@@ -364,11 +392,14 @@ class Trainer:
 
     def _flush(self) -> None:
         """Write the finished epochs' records to metrics.jsonl; stop where they are not finite."""
+        lost = self.watch.lost()
+        if lost is not None:
+            self._diverged(f"in epoch {lost[0]}, step {lost[1]}")
         self.polarization.track()
         records = self.log.take()
-        lost = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"]]).all()]
-        if lost:
-            self._diverged(f"in epoch {lost[0]['epoch']}")
+        worst = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"]]).all()]
+        if worst:
+            self._diverged(f"in epoch {worst[0]['epoch']}, before step {worst[0]['step'] + 1}")
         if records:
             append(self.directory.log, to_lines(records))
 
@@ -376,7 +407,8 @@ class Trainer:
         raise RunError(
             f"the loss of stage {self.position.stage} became infinite or NaN {when}; the last good "
             f"checkpoint is kept: continue with --resume and a smaller "
-            f"--stage{self.position.stage}.lr, or start a run with --logvar-clamp '[-30, 20]'"
+            f"--stage{self.position.stage}.lr or with --clip-norm 1, or start a run with "
+            "--logvar-clamp '[-30, 20]'"
         )
 
     def save(self) -> None:
@@ -387,47 +419,116 @@ class Trainer:
         """
         self._flush()
         model = self.model.state_dict()
-        if not all_finite([*model.values(), self.totals.sums]):
-            self._diverged(f"after epoch {self.position.epoch}")
+        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()["state"]
+        moments = [value for state in optimizer.values() for value in state.values()]
+        if not all_finite([*model.values(), *moments, self.totals.sums]):
+            position = self.position
+            self._diverged(f"after epoch {position.epoch}, step {position.step}")
         log = self.directory.log
         self.position.log_bytes = log.stat().st_size if log.exists() else 0
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.items()}
+        tensors |= self.best.tensors()
         tensors["totals"] = self.totals.sums
         tensors["polarization"] = self.polarization.newest
         tensors["random.noise"] = self.noise.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
-        if self.optimizer is not None:
-            for index, state in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        for index, state in optimizer.items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         header = {
             "position": dataclasses.asdict(self.position),
             "steps_in_totals": self.totals.steps,
             "polarized_regime": self.polarization.tracker.state_dict(),
             "device": self.device.type,
+            "config": self.config.to_flat(),
         }
         if self.controls is not None:
             tensors |= self.controls.tensors()
             header["controls"] = self.controls.header()
-            # What is sampled from and evaluated; training goes on from the checkpoint's own.
-            stage = f"stage{self.position.stage}."
-            model |= {stage + name: value for name, value in self.controls.kept().items()}
-        save_tensors(self.directory.checkpoint, tensors, CHECKPOINT, header)
-        save_tensors(self.directory.model, model, MODEL, dataclasses.asdict(self.position))
+        save_tensors(
+            self.directory.checkpoint,
+            tensors,
+            CHECKPOINT,
+            header,
+            previous=self.directory.previous_checkpoint,
+        )
+        self._save_model()
+        self._save_best()
         self._saved_at = time.monotonic()
 
-    def restore(self) -> None:
+    def _save_model(self) -> None:
+        # What is sampled from and evaluated; training goes on from the checkpoint's own.
+        kept = {} if self.controls is None else self.controls.kept()
+        header = dataclasses.asdict(self.position)
+        save_tensors(self.directory.model, self._with(kept), MODEL, header)
+
+    def _save_best(self) -> None:
+        if self.best.weights:
+            header = {
+                "stage": self.position.stage,
+                "epoch": int(self.best.epoch),
+                "loss": float(self.best.loss),
+            }
+            path = self.directory.best(self.position.stage)
+            save_tensors(path, self._with(self.best.weights), MODEL, header)
+
+    def _with(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's state, the present stage with other weights."""
+        stage = f"stage{self.position.stage}."
+        return self.model.state_dict() | {stage + name: each for name, each in weights.items()}
+
+    def restore(self) -> str | None:
         """Go back to the last checkpoint; a run without one starts from its beginning.
 
+        Nothing is written: `train` brings the other files to the same position.
+
+        Returns:
+            A sentence where the last checkpoint was skipped for the one before; None otherwise.
+
         Raises:
-            RunError: the checkpoint is damaged or belongs to another model.
+            RunError: no checkpoint is of use: each is damaged, or belongs to another run.
         """
-        path = self.directory.checkpoint
-        if not path.exists():
-            self.directory.log.unlink(missing_ok=True)
-            return
+        newest, before = self.directory.checkpoint, self.directory.previous_checkpoint
+        present = [path for path in (newest, before) if path.exists()]
+        if not present:
+            if self.directory.model.exists():
+                raise RunError(
+                    f"{self.directory.path} holds weights but no checkpoint to continue from; "
+                    f"restore {newest.name} from a copy, or train again with another --run "
+                    "directory"
+                )
+            return None
+        reasons: list[str] = []
+        for path in present:
+            try:
+                self._read(path)
+            except RunError as error:
+                reasons.append(str(error))
+                continue
+            self._restored = path
+            if not reasons:
+                return None
+            return f"skipped a checkpoint for the one before, {self.position}: {reasons[0]}"
+        if len(reasons) == 1:
+            raise RunError(reasons[0])
+        raise RunError(
+            f"no checkpoint of {self.directory.path} is of use: "
+            + "; ".join(reason.partition("; ")[0] for reason in reasons)
+            + "; restore one from a copy, or train again with another --run directory"
+        )
+
+    def _read(self, path: Path) -> None:
         tensors, header = load_tensors(path, CHECKPOINT)
-        load_state(self.model, _under("model.", tensors), path)
         try:
+            stored = TrainConfig.from_flat(header.get("config", self.config.to_flat()))
+            changed = differences(stored, self.config)
+            if changed:
+                raise RunError(
+                    f"{path} was written by a run with other settings ({', '.join(changed)}); "
+                    "restore it from a copy, or train again with another --run directory"
+                )
+            load_state(self.model, _under("model.", tensors), path)
             self.position = Position(**header["position"])
             self.totals.sums = tensors["totals"].to(self.device)
             self.totals.steps = header["steps_in_totals"]
@@ -438,27 +539,52 @@ class Trainer:
                 # The generators of two kinds of device share no state; on another kind the noise
                 # goes on from a fresh seed instead.
                 self.noise.set_state(tensors["random.noise"])
+                if self.device.type == "cuda":
+                    torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
             else:
                 self.noise.manual_seed(
                     derived_seed(self.config.run.seed, self.position.stage, self.position.step)
                 )
+            self.best = Best.of_checkpoint(tensors, self.device)
             self._restore_optimizer(_under("optimizer.", tensors))
             if self.controls is not None:
                 average, best = _under("average.", tensors), _under("best.", tensors)
                 self.controls.load(average, best, header.get("controls"))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except RunError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise RunError(
                 f"{path} does not belong to this version of vaekern ({error}); "
                 "train again with another --run directory"
             ) from error
-        if self.directory.log.exists():
+
+    def _align(self) -> None:
+        """Bring the files of a continued run to the position of the checkpoint it continues."""
+        directory, restored = self.directory, self._restored
+        self._restored = None
+        if restored is None:
+            if self.position == Position():
+                directory.log.unlink(missing_ok=True)
+            return
+        if restored != directory.checkpoint:
+            # Out of the way before the next checkpoint is written: that would put it in the place
+            # of the good one.
+            if directory.checkpoint.exists():
+                os.replace(directory.checkpoint, directory.skipped_checkpoint)
+            os.replace(restored, directory.checkpoint)
+        if directory.log.exists():
             # Lines after the checkpoint are of epochs that will now be trained again.
-            os.truncate(
-                self.directory.log,
-                min(self.position.log_bytes, self.directory.log.stat().st_size),
-            )
+            os.truncate(directory.log, min(self.position.log_bytes, directory.log.stat().st_size))
+        try:
+            behind = reached(directory) != self.position
+        except RunError:
+            behind = True
+        if behind:  # a process was stopped between the two files
+            self._save_model()
+        self._save_best()
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        self.optimizer = self.controls = None
         if not tensors or self.position.stage not in (1, 2):
             return
         self._begin()

@@ -133,6 +133,24 @@ def test_training_curves_draw_both_stages_per_dimension(tmp_path: Path, drawn: l
     assert axes[2].get_xlabel() == "epoch"
 
 
+def test_training_curves_draw_schedules_that_move(tmp_path: Path, drawn: list):
+    first, second = records(1, 64), records(2, 16)
+    for place, record in enumerate(first):
+        record |= {"lr": 1e-3 * 0.5 ** (place // 20), "beta": 4 * min(place / 10, 1)}
+        record |= {"validation_loss": 128.0 + place}
+    training_curves(first + [record | {"lr": 1e-3} for record in second], tmp_path / "a.png")
+    terms, _, _, moving, *_, constant = drawn[0].axes
+    validation = {line.get_label(): line for line in terms.lines}["validation"]
+    assert np.allclose(validation.get_ydata(), 2 + np.arange(40) / 64)
+    assert moving.get_title("left") == "Stage 1: schedules"
+    curves = {line.get_label(): line.get_ydata() for line in moving.lines}
+    assert list(curves) == ["learning rate (1 is 0.001)", "beta (1 is 4)"]
+    assert np.allclose(curves["learning rate (1 is 0.001)"], [1.0] * 20 + [0.5] * 20)
+    assert np.allclose(curves["beta (1 is 4)"], np.minimum(np.arange(40) / 10, 1))
+    assert constant.get_title("left") == "Stage 2: schedules"
+    assert not constant.lines
+
+
 def test_training_curves_leave_out_what_is_missing(tmp_path: Path, drawn: list):
     rows = [{"step": i, "loss": float(i), "sigma": None, "kl": math.nan} for i in range(5)]
     rows[3]["loss"] = math.inf

@@ -102,6 +102,12 @@ def test_float16_skips_a_step_that_overflows_and_clips_unscaled_gradients(
     assert moved[0].item() == pytest.approx(0.5, rel=1e-4)
     assert moved[1:].count_nonzero() == 0
 
+    again = Controls(vae, optimizer, config, 1, 4)
+    again.load({}, {}, json.loads(json.dumps(controls.header())))
+    assert again.scaler is not None
+    assert again.scaler.state_dict() == controls.scaler.state_dict()
+    assert again.scaler.state_dict()["_growth_tracker"] == 1
+
 
 @pytest.mark.parametrize("asked", [None, True, False])
 def test_tf32_holds_while_training_and_no_longer(

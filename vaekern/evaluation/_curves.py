@@ -27,14 +27,20 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 SMOOTH_ABOVE = 300  # records; longer curves are drawn as a running mean over the pale original
+SCHEDULES = (
+    ("lr", "learning rate", INK),
+    ("beta", "beta", ORANGE),
+    ("capacity", "capacity in nats", BLUE),
+)
 TERMS = (("loss", "loss", INK), ("reconstruction", "reconstruction", BLUE), ("kl", "KL", ORANGE))
 
 
 def curves_figure(records: Sequence[Record], stages: Sequence[int]) -> Figure:
-    """One column per stage: loss terms, sigma and, where they are recorded, active units."""
+    """One column per stage: loss terms, sigma; active units and schedules where there are any."""
     of_stage = {stage: [r for r in records if stage_of(r) == stage] for stage in stages}
     with_units = any(_has(part, "active_units") for part in of_stage.values())
-    heights = [1.25, 1.0, 0.7] if with_units else [1.25, 1.0]
+    with_schedules = any(_moving(part) for part in of_stage.values())
+    heights = [1.25, 1.0] + [0.7] * with_units + [0.7] * with_schedules
     figure = new_figure(1.2 + 5.0 * len(stages), 2.5 * sum(heights) + 0.4)
     grid = figure.add_gridspec(len(heights), len(stages), height_ratios=heights)
     for column, stage in enumerate(stages):
@@ -46,6 +52,8 @@ def curves_figure(records: Sequence[Record], stages: Sequence[int]) -> Figure:
         _draw_sigma(panels[1], part, key, f"Stage {stage}: decoder sigma", first)
         if with_units:
             _draw_units(panels[2], part, key, f"Stage {stage}: active latent dimensions", first)
+        if with_schedules:
+            _draw_schedules(panels[-1], part, key, f"Stage {stage}: schedules", first)
         for axes in panels:
             axes.margins(x=0.01)
         panels[-1].set_xlabel(key, color=INK, fontsize=10)
@@ -66,6 +74,10 @@ def _draw_terms(axes: Axes, records: Sequence[Record], key: str, title: str, fir
             y = y / (dims or 1)
             _curve(axes, x, y, colour, label)
             levels.append(y)
+    x, y = _series(records, "validation_loss", key)
+    if y.size:
+        levels.append(y / (dims or 1))
+        _curve(axes, x, levels[-1], MUTED, "validation", dashed=True)
     low, high = _visible_range(levels)
     axes.set_ylim(low, high)
     unit = "nats per sample" if dims is None else "nats per dimension"
@@ -97,6 +109,26 @@ def _draw_units(axes: Axes, records: Sequence[Record], key: str, title: str, fir
         axes.set_ylim(0, max(float(y.max()) * 1.15, 1))
     dress(axes, title=title, y="dimensions" if first else "")
     whole_numbers(axes.yaxis)
+
+
+def _moving(records: Sequence[Record]) -> list[str]:
+    """The schedules that are not constant."""
+    return [name for name, _, _ in SCHEDULES if len(set(_series(records, name, "epoch")[1])) > 1]
+
+
+def _draw_schedules(
+    axes: Axes, records: Sequence[Record], key: str, title: str, first: bool
+) -> None:
+    moving = _moving(records)
+    for name, label, colour in SCHEDULES:
+        if name in moving:
+            x, y = _series(records, name, key)
+            label = f"{label} (1 is {y.max():.3g})"
+            axes.plot(x, y / y.max(), color=colour, linewidth=1.5, label=label)
+    axes.set_ylim(0, 1.45)  # room for the legend above the curves
+    dress(axes, title=title, y="of its largest value" if first else "")
+    if axes.lines:
+        legend(axes, loc="upper right", ncols=2)
 
 
 def _curve(

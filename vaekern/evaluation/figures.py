@@ -116,8 +116,9 @@ def training_curves(records: Sequence[Record], path: str | Path) -> None:
             or ``step``; ``loss``, ``reconstruction`` and ``kl`` in nats per sample; ``mse``, the
             squared error summed over a sample's dimensions; ``dims``, the number of those, which
             turns all four into values per dimension (without it the error is left out);
-            ``sigma``, the decoder's standard deviation; ``active_units``. What is absent or not
-            finite is left out.
+            ``sigma``, the decoder's standard deviation; ``active_units``; ``validation_loss``; and
+            ``lr``, ``beta`` and ``capacity``, which are drawn where they move. What is absent or
+            not finite is left out.
         path: the PNG file.
 
     Raises:

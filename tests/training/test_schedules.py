@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,15 @@ import pytest
 import torch
 
 from vaekern.models import VAE, TwoStageVAE
-from vaekern.training import StageConfig, TrainConfig, TrainingRun, load_model
+from vaekern.training import (
+    StageConfig,
+    TrainConfig,
+    TrainingRun,
+    early_stopping,
+    kl,
+    load_model,
+    precision,
+)
 from vaekern.training.controls import Controls
 from vaekern.training.early_stopping import EarlyStopping
 from vaekern.training.flags import UsageError, parse
@@ -386,3 +396,8 @@ def test_the_warning_is_one_line_of_the_command(
     assert line.startswith(
         "vaekern: warning: the KL warm-up takes 24 steps and stage 1 has only 12"
     )
+
+
+@pytest.mark.parametrize(("module", "examples"), [(kl, 6), (early_stopping, 3), (precision, 4)])
+def test_examples(module: types.ModuleType, examples: int) -> None:
+    assert doctest.testmod(module) == (0, examples)

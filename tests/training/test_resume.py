@@ -157,12 +157,16 @@ def test_resume_starts_in_an_empty_directory(make_config: Make, train: Train) ->
     assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
 
 
-def test_a_finished_run_can_be_trained_further(make_config: Make, train: Train) -> None:
-    train(make_config("long", stage2={"epochs": 5}))
-    longer = train(make_config("long"), resume=True)  # fewer epochs than it has: nothing to do
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}])
+def test_a_finished_run_can_be_trained_further(
+    options: dict[str, object], make_config: Make, train: Train
+) -> None:
+    train(make_config("long", stage2={"epochs": 5}, **options))
+    # Fewer epochs than it has: nothing to do.
+    longer = train(make_config("long", **options), resume=True)
     assert reached(longer.directory).epoch == 5
-    train(make_config("short"))
-    extended = train(make_config("short", stage2={"epochs": 5}), resume=True)
+    train(make_config("short", **options))
+    extended = train(make_config("short", stage2={"epochs": 5}, **options), resume=True)
     expected = longer.model.state_dict()
     assert all(v.equal(expected[k]) for k, v in extended.model.state_dict().items())
 

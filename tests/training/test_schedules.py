@@ -147,6 +147,13 @@ def test_warm_up_is_recorded_and_a_long_one_warns(make_config: Make, train: Trai
         TrainingRun(make_config("long", capacity=8.0, capacity_epochs=6))
 
 
+def test_epochs_are_compared_by_the_loss_at_the_end_of_all_schedules() -> None:
+    warming = KLTerm(KLConfig(kl_warmup_epochs=9), beta=2.0, epochs=9, steps=5)
+    assert warming.watched(reconstruction=10.0, kl=3.0) == 16.0
+    rising = KLTerm(KLConfig(capacity=5.0), beta=2.0, epochs=9, steps=5)
+    assert rising.watched(reconstruction=10.0, kl=3.0) == 14.0
+
+
 def kl_by_hand(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     normal = torch.distributions.Normal
     posterior = normal(mu, (0.5 * logvar).exp())

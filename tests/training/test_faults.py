@@ -84,13 +84,14 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
             path.write_bytes(whole)
         directory.checkpoint.write_bytes(content)
         longer = make_config()
-        with pytest.warns(UserWarning, match="skipped") as caught:
+        with pytest.warns(UserWarning, match="set aside") as caught:
             TrainingRun(longer, resume=True).close()
         (note,) = (str(each.message) for each in caught)
         assert f"{directory.checkpoint} is damaged" in note, what
-        assert note.startswith("skipped a checkpoint for the one before, stage 2, epoch 0")
+        assert note.startswith("going on from the checkpoint before the last, stage 2, epoch 0: ")
+        assert note.endswith("; it is set aside as skipped-checkpoint.safetensors")
         assert "\n" not in note
-        with pytest.warns(UserWarning, match="skipped"):
+        with pytest.warns(UserWarning, match="set aside"):
             continued = train(longer, resume=True)
         assert_same_end(continued, never)
         assert directory.skipped_checkpoint.read_bytes() == content
@@ -116,7 +117,7 @@ def test_a_checkpoint_of_something_else_is_skipped(make_config: Make, train: Tra
             TrainingRun(config, resume=True)
         assert str(e.value).count(message) == 2
         directory.previous_checkpoint.write_bytes(never.directory.previous_checkpoint.read_bytes())
-        with pytest.warns(UserWarning, match="skipped"):
+        with pytest.warns(UserWarning, match="set aside"):
             continued = train(config, resume=True)
         assert_same_end(continued, never)
 

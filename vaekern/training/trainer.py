@@ -499,22 +499,26 @@ class Trainer:
                     "directory"
                 )
             return None
-        reasons: list[str] = []
+        errors: list[RunError] = []
         for path in present:
             try:
                 self._read(path)
             except RunError as error:
-                reasons.append(str(error))
+                errors.append(error)
                 continue
             self._restored = path
-            if not reasons:
+            if not errors:
                 return None
-            return f"skipped a checkpoint for the one before, {self.position}: {reasons[0]}"
-        if len(reasons) == 1:
-            raise RunError(reasons[0])
+            return (
+                f"going on from the checkpoint before the last, {self.position}: "
+                f"{_without_remedy(errors[0])}; it is set aside as "
+                f"{self.directory.skipped_checkpoint.name}"
+            )
+        if len(errors) == 1:
+            raise errors[0]
         raise RunError(
             f"no checkpoint of {self.directory.path} is of use: "
-            + "; ".join(reason.partition("; ")[0] for reason in reasons)
+            + "; ".join(_without_remedy(error) for error in errors)
             + "; restore one from a copy, or train again with another --run directory"
         )
 
@@ -594,6 +598,10 @@ class Trainer:
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def _without_remedy(error: RunError) -> str:
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def _stopped_sentence(controls: Controls, position: Position) -> str:

@@ -38,12 +38,12 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
         *("config.yaml", "run.json", "model.safetensors", "checkpoint.safetensors"),
         "config.json",
         *("previous-checkpoint.safetensors", "best-stage1.safetensors", "best-stage2.safetensors"),
-        *("metrics.jsonl", "metrics.json", "table.txt", "figures"),
+        *("metrics.jsonl", "metrics.json", "table.txt", "report.html", "figures"),
     }
     pictures = {each.name for each in (run / "figures").iterdir()}
     assert pictures == {
         *("reconstructions.png", "samples_stage1.png", "samples_stage2.png"),
-        *("training.png", "encoder_variances.png"),
+        *("training.png", "encoder_variances.png", "latent_spectrum.png"),
     }
     for name in pictures:
         with Image.open(run / "figures" / name) as image:
@@ -70,6 +70,9 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
         assert text in table
     assert table.count("FD-digits of samples") == 2
     assert f"{metrics['nll_nats_per_dim']:.4f}" in table
+    page = (run / "report.html").read_text()
+    assert f'<data value="{metrics["nll_nats_per_dim"]!r}">' in page
+    assert page.count('src="data:image/png;base64,') == len(pictures)
 
 
 def test_train_again_is_refused_with_the_remedy(

@@ -144,6 +144,7 @@ def _train(words: list[str]) -> int:
         _interrupted(Path(path))
         return 130
     print(f"\n{table}\n")
+    print(f"Everything on one page: {run.directory.page}")
     print(f"Pictures and numbers are in {path}; more samples: vaekern sample {path}")
     return 0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from pathlib import Path
 
 import torch
 
 import vaekern
-from vaekern import data
+from vaekern import backends, data
 from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
@@ -32,6 +33,14 @@ def choose_device(name: str) -> torch.device:
 
 CONTINUE = "free memory by ending other programs, and continue with --resume"
 LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
+
+
+def describe_device(device: torch.device) -> str:
+    """Its name, and which kernels run there."""
+    if device.type != "cuda":
+        return f"{device.type}, kernels: {backends.active(device)}"
+    return f"{torch.cuda.get_device_name(device)}, kernels: {backends.active(device)}"
+
 
 #: Parameters of both stages below which one thread is as good: two would wait for one another at
 #: every small matrix product, which costs little on an idle machine and a factor of five on a busy
@@ -213,6 +222,9 @@ class TrainingRun:
         return {
             "vaekern": vaekern.__version__,
             "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": describe_device(self.device),
             "data": describe_data(self.data),
         }
 

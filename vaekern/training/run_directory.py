@@ -34,6 +34,7 @@ class RunDirectory:
     metrics.jsonl                    one line for each epoch
     metrics.json                     the numbers of the final table
     table.txt                        the table
+    report.html                      all of it on one page, for a browser
     figures/                         pictures
     train.lock                       while a process trains here
 
@@ -55,6 +56,7 @@ class RunDirectory:
         self.log = self.path / "metrics.jsonl"
         self.metrics = self.path / "metrics.json"
         self.table = self.path / "table.txt"
+        self.page = self.path / "report.html"
         self.figures = self.path / "figures"
         self.lock = Lock(self.path / "train.lock", str(self.path))
 

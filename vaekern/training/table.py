@@ -1,0 +1,82 @@
+"""The numbers of a finished run as a table: its rows, and the text that ends a run."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vaekern.data import Dataset
+from vaekern.training.config import TrainConfig
+
+
+class Row(NamedTuple):
+    """A name, a number as it is read, and as it is."""
+
+    name: str
+    text: str
+    unit: str = ""
+    value: float | None = None  # all digits of the number in `text`
+    part: bool = False  # of the row above
+
+
+def score_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """The rows of the table that ends a run, from the values in metrics.json."""
+    rows = [
+        _row("NLL bound, test", metrics["nll_nats_per_dim"], "nats/dim"),
+        _row("of it KL", metrics["kl_nats_per_dim"], "nats/dim", part=True),
+        _row("sigma", metrics["sigma"]),
+        _row("MSE, test", metrics["mse"], "per dim"),
+        Row(
+            "active units",
+            f"{metrics['active_units']} of {metrics['latent_dim']}",
+            value=metrics["active_units"],
+        ),
+    ]
+    if "polarized_training_percent" in metrics:
+        percent = metrics["polarized_training_percent"]
+        share = f"below 3% in the last {percent:.1f}% of training" if percent else "polarized: < 3%"
+        delta = metrics["delta_kl"]
+        rows.append(Row("Delta_KL, training set", f"{delta:.1%}", share, delta))
+    rows.append(_row("MMD^2 of q(z) to N(0, I)", metrics["mmd_stage1"], "stage 1"))
+    if "mmd_stage2" in metrics:
+        rows.append(_row("MMD^2 of q(u) to N(0, I)", metrics["mmd_stage2"], "stage 2"))
+    if "fd_name" in metrics:
+        name = metrics["fd_name"]
+        rows.append(_row(f"{name} of reconstructions", metrics["fd_reconstructions"]))
+        rows.append(_row(f"{name} of samples", metrics["fd_stage1"], "stage 1"))
+        if "fd_stage2" in metrics:
+            rows.append(_row(f"{name} of samples", metrics["fd_stage2"], "stage 2"))
+        rows.append(_row(f"{name} of test images", metrics["fd_test_images"], "for scale"))
+    return rows
+
+
+def _row(name: str, value: float, unit: str = "", part: bool = False) -> Row:
+    return Row(name, f"{value:.4f}", unit, value, part)
+
+
+def score_note(metrics: Mapping[str, Any]) -> str:
+    """What the Frechet distance of the table is; empty where there is none."""
+    if "fd_name" not in metrics:
+        return ""
+    return (
+        f"{metrics['fd_name']}: Frechet distance to {metrics['fd_samples']} training images in the "
+        f"features of a small classifier, test accuracy {metrics['fd_classifier_accuracy']:.1%}; "
+        "lower is better"
+    )
+
+
+def make_table(metrics: Mapping[str, Any], config: TrainConfig, data: Dataset) -> str:
+    """The short table that ends a run."""
+    objective = config.objective
+    rows = [(f"{'  ' * row.part}{row.name}", row.text, row.unit) for row in score_rows(metrics)]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [
+        f"{data.name}: {objective.covariance}, {objective.estimate}, {config.network.network}, "
+        f"{config.network.latent_dim} latent dimensions"
+    ]
+    lines += [f"  {name:<{width}}  {text:>9}  {unit}".rstrip() for name, text, unit in rows]
+    note = score_note(metrics)
+    if note:
+        lines += textwrap.wrap(f"({note})", 84, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)

@@ -103,7 +103,7 @@ def test_float16_skips_a_step_that_overflows_and_clips_unscaled_gradients(
     assert moved[1:].count_nonzero() == 0
 
     again = Controls(vae, optimizer, config, 1, 4)
-    again.load({}, {}, json.loads(json.dumps(controls.header())))
+    again.load({}, json.loads(json.dumps(controls.header())))
     assert again.scaler is not None
     assert again.scaler.state_dict() == controls.scaler.state_dict()
     assert again.scaler.state_dict()["_growth_tracker"] == 1

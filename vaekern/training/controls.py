@@ -81,7 +81,7 @@ class Controls:
         loss = self.kl.watched(reconstruction, kl)
         self.rate.end(loss)
         if self.stopping is not None:
-            self.stopping.update(epoch, loss, self.evaluated.state_dict())
+            self.stopping.update(epoch, loss)
 
     @property
     def stopped(self) -> bool:
@@ -96,20 +96,14 @@ class Controls:
         assert isinstance(self.average.module, VAE)
         return self.average.module
 
-    def kept(self) -> dict[str, Tensor]:
+    def kept(self, best: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights the stage leaves behind if it ends now: the best epoch's, or `evaluated`."""
-        if self.stopping is not None and self.stopping.weights:
-            return self.stopping.weights
-        return self.evaluated.state_dict()
+        return best if best and self.stopping is not None else self.evaluated.state_dict()
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint."""
         average = {} if self.average is None else self.average.state_dict()
-        best = {} if self.stopping is None else self.stopping.weights
-        return {
-            **{f"average.{name}": value for name, value in average.items()},
-            **{f"best.{name}": value for name, value in best.items()},
-        }
+        return {f"average.{name}": value for name, value in average.items()}
 
     def header(self) -> dict[str, Any]:
         """The rest of a checkpoint."""
@@ -121,8 +115,8 @@ class Controls:
             "loss_scale": scaler,
         }
 
-    def load(self, average: dict[str, Tensor], best: dict[str, Tensor], header: Any) -> None:
-        """Go on from `tensors`, by their prefixes, and `header`."""
+    def load(self, average: dict[str, Tensor], header: Any) -> None:
+        """Go on from `tensors`, without their prefix, and `header`."""
         if not header:  # written before any of this existed
             return
         self.rate.load_state_dict(header["learning_rate"])
@@ -131,4 +125,4 @@ class Controls:
         if self.average is not None:
             self.average.load_state_dict(average)
         if self.stopping is not None:
-            self.stopping.load_state_dict(header["early_stopping"], best)
+            self.stopping.load_state_dict(header["early_stopping"])

@@ -237,7 +237,7 @@ class Trainer:
     def _keep(self) -> None:
         """Give the model what the stage leaves behind: the best weights, or the averaged ones."""
         if self.controls is not None:
-            self.controls.vae.load_state_dict(self.controls.kept())
+            self.controls.vae.load_state_dict(self.controls.kept(self.best.weights))
 
     def _train_stage(self, source: Images | Latents, held_out: Images | Latents | None) -> None:
         position, totals = self.position, self.totals
@@ -459,7 +459,7 @@ class Trainer:
 
     def _save_model(self) -> None:
         # What is sampled from and evaluated; training goes on from the checkpoint's own.
-        kept = {} if self.controls is None else self.controls.kept()
+        kept = {} if self.controls is None else self.controls.kept(self.best.weights)
         header = dataclasses.asdict(self.position)
         save_tensors(self.directory.model, self._with(kept), MODEL, header)
 
@@ -552,8 +552,7 @@ class Trainer:
             self.best = Best.of_checkpoint(tensors, self.device)
             self._restore_optimizer(_under("optimizer.", tensors))
             if self.controls is not None:
-                average, best = _under("average.", tensors), _under("best.", tensors)
-                self.controls.load(average, best, header.get("controls"))
+                self.controls.load(_under("average.", tensors), header.get("controls"))
         except RunError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

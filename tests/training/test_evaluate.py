@@ -502,6 +502,21 @@ def test_too_few_samples_for_some(digits: Path, tmp_path: Path) -> None:
     assert entries["decoder_orthogonality"]["values"]["full"] >= 0
 
 
+def test_a_single_and_collapsed_dimension(make_config: Make, train: Train) -> None:
+    run = train(make_config(latent_dim=1, stage1={"epochs": 1}, stage2={"epochs": 0}))
+    with torch.no_grad():
+        for parameter in run.model.stage1.encoder.parameters():
+            parameter.zero_()
+    run.trainer.save()
+    only = ["decoder_orthogonality", "column_norm_product", "polarized_regime"]
+    found = evaluate(run.path, only=only)
+    assert found.outcomes["column_norm_product"].status == "skipped"
+    assert re.search("column_norm_product +skipped: no latent dimension is active", found.table)
+    assert "not drawn: one latent dimension has no gaps" in found.table
+    assert found.outcomes["decoder_orthogonality"].figures == ["orthogonality.png"]
+    assert found.outcomes["polarized_regime"].values["kl"] == 0
+
+
 def test_ctrl_c_keeps_what_was_finished(
     digits: Path,
     tmp_path: Path,

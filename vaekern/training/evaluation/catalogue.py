@@ -230,6 +230,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "orthogonal: 1; rotated: {rotated:.4g}",
             ),
         ),
+        needs=(needs.active_dimension,),
     ),
     Diagnostic(
         "directional_variance",

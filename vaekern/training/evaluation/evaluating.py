@@ -193,12 +193,14 @@ def _outcome(row: Diagnostic, subject: Subject, folder: Path) -> Outcome:
     """Compute and draw one row; whatever is wrong with it stays its own affair."""
     began = time.monotonic()
     about: dict[str, Any] = {"group": row.group, "split": row.split}
-    unmet = next((reason for need in row.needs if (reason := need(subject))), None)
-    if unmet is not None:
-        return Outcome(**about, status="skipped", reason=unmet)
     subject.begin(row.name)
-    n = subject.count(row.split, row.samples)
-    found, reason = _attempt(functools.partial(row.compute, subject, n))
+    unmet, reason = _attempt(lambda: next(filter(None, (need(subject) for need in row.needs)), ""))
+    if unmet:
+        return Outcome(**about, status="skipped", reason=unmet)
+    found = None
+    if reason is None:
+        n = subject.count(row.split, row.samples)
+        found, reason = _attempt(functools.partial(row.compute, subject, n))
     if found is None:
         return Outcome(
             **about, status="failed", reason=reason, seconds=round(time.monotonic() - began, 2)

@@ -17,3 +17,8 @@ def factors(subject: Subject) -> str | None:
     if subject.data.test_factors is not None:
         return None
     return f"the factors of variation of {subject.data.name} are not known"
+
+
+def active_dimension(subject: Subject) -> str | None:
+    """The posterior has not collapsed."""
+    return None if bool(subject.active.any()) else "no latent dimension is active"

@@ -71,15 +71,15 @@ def _rotations(d: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def draw_gaps(subject: Subject, found: Found, path: Path) -> None:
+    if found.values["latent_dim"] == 1:
+        raise ValueError("one latent dimension has no gaps")
     evaluation.singular_value_gaps_figure(found.detail.gaps, path)
 
 
 def column_norm_product(subject: Subject, n: int) -> Found:
     """The product of the active columns' norms over their volume, also after random rotations."""
     part, active = subject.part("test", n), subject.active
-    k = int(active.sum())
-    if k == 0:
-        raise ValueError("no latent dimension is active; train longer, or with a smaller beta")
+    k = int(active.sum())  # at least 1: a need of its row
     logs, rotated = [], []
     for J in diagnostics.decoder_jacobian_chunks(subject.vae, part.mu):
         J = J[:, :, active].double()

@@ -44,6 +44,10 @@ def test_best_weights_are_those_of_a_run_that_ends_there(make_config: Make, trai
     short = train(make_config("2", beta=2.0, stage1=ROUGH, stage2=ROUGH | {"epochs": epoch}))
     expected = short.model.state_dict()  # stage 1 as stage 2 was trained on it: its last
     assert all(value.equal(expected[k]) for k, value in model.state_dict().items())
+    # Continued, it finds nothing better than what it had.
+    train(make_config("2", beta=2.0, stage1=ROUGH, stage2=ROUGH), resume=True)
+    model, _ = load_model(short.path, best_of_stage=2)
+    assert all(value.equal(expected[k]) for k, value in model.state_dict().items())
 
 
 def test_best_weights_have_batch_norm_statistics_of_their_own(

@@ -12,6 +12,7 @@ from vaekern.evaluation import figures
 from vaekern.evaluation.latent_figures import latent_spectrum_figure
 from vaekern.models import Posterior, TwoStageVAE
 from vaekern.storage.files import write_atomically
+from vaekern.training.board import Board
 from vaekern.training.config import TrainConfig
 from vaekern.training.page import write_page
 from vaekern.training.run_directory import RunDirectory
@@ -48,6 +49,9 @@ def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: Ru
     table = make_table(metrics, config, data)
     write_atomically(directory.table, table + "\n")
     write_page(directory.path)
+    board = Board(directory.path)
+    board.add_pictures(directory.figures)
+    board.close()
     return table
 
 

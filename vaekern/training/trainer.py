@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaekern._optional import require
 from vaekern.diagnostics import PolarizedRegimeTracker
 from vaekern.models import VAE, Posterior, TwoStageVAE
 from vaekern.storage.errors import RunError
@@ -28,6 +26,7 @@ from vaekern.storage.tensors import (
     save_tensors,
 )
 from vaekern.training.best import Best
+from vaekern.training.board import Board
 from vaekern.training.config import StageConfig, TrainConfig, differences
 from vaekern.training.controls import Controls
 from vaekern.training.interrupt import StopRequest
@@ -35,6 +34,7 @@ from vaekern.training.kl import KLTerm
 from vaekern.training.metrics import (
     FIELDS,
     OBSERVED_EVERY,
+    POLARIZATION,
     Log,
     Polarization,
     Totals,
@@ -43,6 +43,7 @@ from vaekern.training.metrics import (
     to_lines,
 )
 from vaekern.training.precision import autocast, tf32
+from vaekern.training.progress import Progress, Standing
 from vaekern.training.run_directory import MODEL, RunDirectory
 
 CHECKPOINT = "vaekern checkpoint"
@@ -167,6 +168,7 @@ class Trainer:
         self.totals = Totals(self.device)
         self.polarization = Polarization(self.device)
         self.log = Log()
+        self.board = Board(directory.path)
         self.watch = Watch()
         self.best = Best(self.device)
         self.optimizer: torch.optim.Adam | None = None
@@ -185,8 +187,11 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
         """
         self._align()
-        with tf32(self.config.run.tf32):
-            self._train()
+        try:
+            with tf32(self.config.run.tf32):
+                self._train()
+        finally:
+            self.board.close()
 
     def _train(self) -> None:
         if self.position.stage == 1:
@@ -279,8 +284,9 @@ class Trainer:
                     self._on_time(bar, source.dimensions)
                 self._end_epoch(controls, source.dimensions, held_out)
             self._flush()
+            bar.show(self._standing(source.dimensions))
             if controls.stopped:
-                bar.write(_stopped_sentence(controls, position), file=sys.stderr)
+                bar.write(_stopped_sentence(controls, position))
             if stop.requested:  # after the last step there is no other that would look
                 self.save()
                 raise KeyboardInterrupt
@@ -361,34 +367,31 @@ class Trainer:
 
     # -- what leaves the device, and the disk ----------------------------------------------------
 
-    def _bar(self, position: Position, epochs: int, batches: int, batch_size: int) -> Any:
-        tqdm = require("tqdm", "a training run").tqdm
+    def _bar(self, position: Position, epochs: int, batches: int, batch_size: int) -> Progress:
         samples = batches * batch_size
-        return tqdm(
-            desc=f"stage {position.stage}",
-            total=epochs * samples,
-            initial=position.epoch * samples + position.batch * batch_size,
-            unit=" samples",
-            unit_scale=True,
-            disable=None,  # quiet where nobody watches
-            dynamic_ncols=True,
-        )
+        done = position.epoch * samples + position.batch * batch_size
+        return Progress(position.stage, epochs, samples, done)
 
-    def _on_time(self, bar: Any, dimensions: int) -> None:
+    def _on_time(self, bar: Progress, dimensions: int) -> None:
         now = time.monotonic()
         if now - self._flushed_at >= BLOCK_SECONDS:
             self._flush()
             self._flushed_at = now
-            if not bar.disable:
-                loss, *_, x_logvar = self.totals.means().tolist()
-                if self.totals.steps == 0 and self.log.last is not None:
-                    loss, x_logvar = self.log.last["loss"], self.log.last["x_logvar"]
-                bar.set_postfix_str(
-                    f"loss {loss / dimensions:.3f} nats/dim, sigma {sigma(x_logvar):.4f}",
-                    refresh=False,
-                )
+            bar.show(self._standing(dimensions))
         if now - self._saved_at >= self.config.run.checkpoint_seconds:
             self.save()
+
+    def _standing(self, dimensions: int) -> Standing:
+        values = torch.cat([self.totals.means(), self.polarization.newest]).tolist()
+        found = dict(zip(FIELDS + POLARIZATION, values, strict=True))
+        if self.totals.steps == 0 and self.log.last is not None:
+            found |= {name: self.log.last[name] for name in FIELDS}
+        counted = self.position.epoch > 0 or self.position.step >= OBSERVED_EVERY
+        return Standing(
+            found["loss"] / dimensions,
+            sigma(found["x_logvar"]),
+            int(found["active_units"]) if counted else None,
+        )
 
     def _flush(self) -> None:
         """Write the finished epochs' records to metrics.jsonl; stop where they are not finite."""
@@ -402,6 +405,7 @@ class Trainer:
             self._diverged(f"in epoch {worst[0]['epoch']}, before step {worst[0]['step'] + 1}")
         if records:
             append(self.directory.log, to_lines(records))
+            self.board.add(records)
 
     def _diverged(self, when: str) -> None:
         raise RunError(

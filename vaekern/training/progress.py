@@ -36,7 +36,7 @@ class Progress:
     """Samples done of a stage, how fast, and the time left.
 
     On a terminal one line that is written over, at most 80 columns of numbers; elsewhere a line a
-    minute and one at the end of the stage. Both on stderr.
+    minute, and one at the end of a stage that took longer. Both on stderr.
 
     Args:
         stage: its number.
@@ -81,7 +81,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar.disable and kind is None:
+        if self._printed > self._started and kind is None:
             self._print(time.monotonic())
         self._bar.close()
 

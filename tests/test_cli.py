@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -73,6 +75,20 @@ def test_train_leaves_weights_numbers_and_pictures(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert f'<data value="{metrics["nll_nats_per_dim"]!r}">' in page
     assert page.count('src="data:image/png;base64,') == len(pictures)
+
+
+def test_evaluate_adds_to_the_page(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    before = (copy / "report.html").read_text()
+    assert "Evaluation" not in before
+    words = ["evaluate", str(copy), "--only", "encoder_variance_histogram"]
+    assert main([*words, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (copy / "report.html").read_text() == before
+    assert main(words) == 0
+    page = (copy / "report.html").read_text()
+    assert "<h2>Evaluation</h2>" in page
+    assert page.count('src="data:image/png;base64,') == 7
+    assert html.escape((copy / "evaluation" / "table.txt").read_text().strip()) in page
 
 
 def test_train_again_is_refused_with_the_remedy(

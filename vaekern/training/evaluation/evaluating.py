@@ -23,6 +23,7 @@ from vaekern.training.evaluation.outcome import Outcome
 from vaekern.training.evaluation.row import Diagnostic
 from vaekern.training.evaluation.subject import Subject
 from vaekern.training.evaluation.table import make_table
+from vaekern.training.page import write_page
 from vaekern.training.run import check_same_data, choose_device, load_data
 from vaekern.training.run_directory import RunDirectory, load_model
 from vaekern.training.trainer import reached, second_stage_is_trained
@@ -58,7 +59,8 @@ def evaluate(
     Likelihood, reconstructions, orthogonality, smoothness and disentanglement are of the test
     split, what the encoder does and the aggregate posteriors of the training split. A diagnostic
     that fails is reported as failed, and the others go on. Each is written as soon as it is done; a
-    second evaluation into the same directory replaces the first.
+    second evaluation into the same directory replaces the first. What lies in RUN/evaluation
+    is also shown by RUN/report.html.
 
     Args:
         run: the directory that `vaekern train` wrote.
@@ -127,7 +129,10 @@ def evaluate(
             bar.set_description_str(row.name)
             outcomes[row.name] = _outcome(row, subject, folder)
             write(complete=False)
-    return Evaluation(write(complete=True), outcomes, folder)
+    table = write(complete=True)
+    if folder == directory.path / FOLDER and directory.metrics.is_file():
+        write_page(directory.path)  # report.html shows it too
+    return Evaluation(table, outcomes, folder)
 
 
 def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[Diagnostic]:

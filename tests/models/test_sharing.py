@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import pickle
 import sys
@@ -14,7 +15,14 @@ import torch
 from torch import nn
 
 import vaekern
-from vaekern.models import VAE, ModelConfig, NetworkConfig, ObjectiveConfig, TwoStageVAE
+from vaekern.models import (
+    VAE,
+    ModelConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    TwoStageVAE,
+    sharing,
+)
 from vaekern.storage import RunError
 
 SHAPE = (1, 4, 4)
@@ -336,3 +344,8 @@ def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPa
         TwoStageVAE.from_pretrained("ada/digits")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'vaekern\[hub\]'"):
         own().push_to_hub("ada/digits")
+
+
+def test_the_examples_are_true() -> None:
+    assert doctest.testmod(sharing).failed == 0
+    assert doctest.testmod(sharing).attempted > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import doctest
 import io
 import json
 import os
@@ -249,3 +250,7 @@ def test_a_table_keeps_every_digit() -> None:
         name, text, unit, part, value = "x", "0.3333", "", False, 1 / 3
 
     assert Reader(html.number_table([One()], "")).values == [(1 / 3, "0.3333")]
+
+
+def test_the_examples_are_true() -> None:
+    assert doctest.testmod(html) == (0, 2)

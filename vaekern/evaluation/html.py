@@ -34,8 +34,8 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 pre + .pictures { margin-top: 1.2rem; }
 .wide { grid-column: 1 / -1; }
-.wide .card { overflow-x: auto; }
-.wide img { min-width: 34rem; }
+.fine .card { overflow-x: auto; }
+.fine img { min-width: 34rem; }
 table { border-collapse: collapse; width: 100%; max-width: 44rem; }
 caption { text-align: left; padding-bottom: .4rem; font-size: .9rem; }
 th, td { text-align: left; font-weight: normal; padding: .3rem .8rem .3rem 0;
@@ -58,6 +58,7 @@ class Picture(NamedTuple):
     alt: str  # what a reader who does not see it is told
     caption: str = ""
     wide: bool = False  # over the whole width of the page
+    fine: bool = False  # unreadable when shrunk: a narrow screen scrolls it instead
 
 
 class Row(Protocol):
@@ -172,11 +173,12 @@ def figure(picture: Picture) -> str:
         raise ValueError(f"{picture.path} must be a PNG picture, got something else; draw it again")
     width, height = struct.unpack(">II", content[16:24])
     data = base64.b64encode(content).decode("ascii")
-    wide = ' class="wide"' if picture.wide else ""
-    scrolled = ' tabindex="0"' if picture.wide else ""
+    classes = [name for name in ("wide", "fine") if getattr(picture, name)]
+    kind = f' class="{" ".join(classes)}"' if classes else ""
+    scrolled = ' tabindex="0"' if picture.fine else ""  # with the keyboard, too
     caption = f"\n<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     return (
-        f'<figure{wide}>\n<div class="card"{scrolled}><img alt="{escape(picture.alt)}" '
+        f'<figure{kind}>\n<div class="card"{scrolled}><img alt="{escape(picture.alt)}" '
         f'width="{width}" height="{height}" src="data:image/png;base64,{data}"></div>'
         f"{caption}\n</figure>"
     )

@@ -67,7 +67,10 @@ def _page(
         f"{config.network.network}, {config.network.latent_dim} latent dimensions; "
         f"{data['train']} training and {data['test']} test samples of {shape}",
     ]
-    shown = {picture.path.name: picture for picture in _figures(directory.figures, metrics)}
+    vectors = data["kind"] != "image"
+    shown = {
+        picture.path.name: picture for picture in _figures(directory.figures, metrics, vectors)
+    }
     records = list(metrics.items())
     return html.page(
         f"{data['name']}: {objective.covariance}, {objective.estimate}",
@@ -102,7 +105,7 @@ def _page(
     )
 
 
-def _figures(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Picture]:
+def _figures(folder: Path, metrics: Mapping[str, Any], vectors: bool) -> Iterator[Picture]:
     yield Picture(
         folder / "reconstructions.png",
         "Samples of the test set beside their reconstructions; the mean squared error over the "
@@ -119,11 +122,13 @@ def _figures(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Picture]:
         folder / "samples_stage1.png",
         f"Samples decoded from draws of the prior N(0, I){distances[1]}.",
         "Stage 1: z drawn from the prior.",
+        wide=vectors,
     )
     yield Picture(
         folder / "samples_stage2.png",
         f"Samples decoded from latents that the second stage drew{distances[2]}.",
         "Stage 2: z drawn by the second stage.",
+        wide=vectors,
     )
     yield Picture(
         folder / "training.png",
@@ -132,6 +137,7 @@ def _figures(folder: Path, metrics: Mapping[str, Any]) -> Iterator[Picture]:
         f"active units, {metrics['active_units']} of {metrics['latent_dim']} at the end.",
         "Loss, decoder's standard deviation and active units over the training.",
         wide=True,
+        fine=True,
     )
     yield Picture(
         folder / "latent_spectrum.png",

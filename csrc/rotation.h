@@ -1,4 +1,5 @@
-// The scalar maths of one-sided (Hestenes) Jacobi, said once for C++ and CUDA.
+// The scalar maths of one-sided (Hestenes) Jacobi for the CUDA kernels and their emulation on the
+// CPU; csrc/cpu/jacobi.h has it in vector lanes.
 #pragma once
 
 #include <cmath>

@@ -81,8 +81,7 @@ inline void pack(const MatrixView& A, int64_t first, int count, double* panel, i
   }
 }
 
-// Memory that is wanted soon: fetched line by line while there is something to compute, for a burst
-// of requests would stall the loads that come behind it.
+// Memory that is wanted soon, fetched line by line while there is something to compute.
 struct Ahead {
   const char *at = nullptr, *end = nullptr;
 

@@ -72,7 +72,7 @@ class Circle {
     }
   }
 
-  // The largest squared cosine between two columns; G is scratch of gram_size() and a row more.
+  // The largest squared cosine between two columns; G is scratch of gram_size().
   double largest_cosine(const double* rows, double* G) const {
     const int n = stride_;
     double* inverse = G + int64_t(n) * n;

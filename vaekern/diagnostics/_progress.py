@@ -25,11 +25,18 @@ class _Silent:
         pass
 
 
-def progress_bar(total: int, description: str, show: bool | None, unit: str = " samples") -> Any:
+def progress_bar(
+    total: int,
+    description: str,
+    show: bool | None,
+    unit: str = " samples",
+    *,
+    abbreviate: bool = False,
+) -> Any:
     """A context manager with ``update(n)``.
 
     ``show`` True asks for the bar, False for silence; None shows it where stderr is a terminal and
-    tqdm is installed.
+    tqdm is installed. ``abbreviate`` writes large counts as 1.50M.
     """
     if show is False or (show is None and not sys.stderr.isatty()):
         return _Silent()
@@ -39,4 +46,4 @@ def progress_bar(total: int, description: str, show: bool | None, unit: str = " 
         if show is None:
             return _Silent()
         raise
-    return tqdm(total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=True)
+    return tqdm(total=total, desc=description, unit=unit, unit_scale=abbreviate, dynamic_ncols=True)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaekern._optional import require
 from vaekern.diagnostics._checks import check_samples
 from vaekern.diagnostics._decoders import Output
+from vaekern.diagnostics._progress import progress_bar
 from vaekern.diagnostics.jacobian import MEMORY_BUDGET, Mode, decoder_jacobian_chunks
 from vaekern.diagnostics.orthogonality import (
     OrthogonalityDistance,
@@ -115,16 +113,18 @@ def decoder_orthogonality(
     spectra: list[Tensor] = []
     lengths_sum = torch.zeros(z.shape[1], dtype=torch.float64)
     done = 0
-    for J in _with_progress(chunks, len(z), progress):
-        rows = slice(done, done + len(J))
-        _check_finite(J, done)
-        masks = active if active is None or active.dim() == 1 else active[rows]
-        distance, singular, lengths = measure(J, masks)
-        distances.append(OrthogonalityDistance(*(part.cpu() for part in distance)))
-        spectra.append(singular.cpu())
-        lengths_sum += lengths.sum(0).cpu()
-        done = rows.stop
-        del J  # before the next one is made
+    with progress_bar(len(z), "Jacobians", progress) as bar:
+        for J in chunks:
+            rows = slice(done, done + len(J))
+            _check_finite(J, done)
+            masks = active if active is None or active.dim() == 1 else active[rows]
+            distance, singular, lengths = measure(J, masks)
+            distances.append(OrthogonalityDistance(*(part.cpu() for part in distance)))
+            spectra.append(singular.cpu())
+            lengths_sum += lengths.sum(0).cpu()
+            bar.update(len(J))
+            done = rows.stop
+            del J  # before the next one is made
     joined = OrthogonalityDistance(*map(torch.cat, zip(*distances, strict=True)))
     summarised = joined[:3]
     return DecoderOrthogonality(
@@ -175,16 +175,3 @@ def _check_finite(J: Tensor, first: int) -> None:
             f"the Jacobian of decoder must be finite, but at z[{first + int(finite.int().argmin())}"
             "] it holds NaN or infinity; look for a diverged model"
         )
-
-
-def _with_progress(chunks: Iterator[Tensor], total: int, progress: bool | None) -> Iterable[Tensor]:
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield from chunks  # tqdm is no part of the core installation
-        return
-    tqdm = require("tqdm", "a progress bar").tqdm
-    with tqdm(desc="Jacobians", total=total, unit=" samples", dynamic_ncols=True) as bar:
-        for J in chunks:
-            size = len(J)
-            yield J
-            del J
-            bar.update(size)

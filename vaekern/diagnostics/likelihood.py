@@ -82,7 +82,9 @@ def importance_weighted_nll(
     values = []
     with (
         evaluation_mode(*parts.networks),
-        progress_bar(len(x) * samples, "importance samples", progress, unit=" draws") as bar,
+        progress_bar(
+            len(x) * samples, "importance samples", progress, unit=" draws", abbreviate=True
+        ) as bar,
     ):
         for piece in x.split(chunk_size):
             piece = piece if parts.device is None else piece.to(parts.device)

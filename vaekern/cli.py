@@ -7,6 +7,7 @@ extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or dat
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -113,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(words: list[str]) -> int:
+    if "--preset=list" in words or ("--preset", "list") in itertools.pairwise(words):
+        from vaekern.training.presets import describe_presets
+
+        print(describe_presets())
+        return 0
     try:
         from vaekern.training.flags import UsageError, parse
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, setting
+from vaekern.training.presets import with_preset
 from vaekern.training.schedule_config import KLConfig, ScheduleConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -20,7 +21,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class RunConfig:
     """Where the run lives and how it runs."""
 
-    run: str | None = setting(None, "run directory (default: runs/DATA-COVARIANCE-ESTIMATE)")
+    preset: str | None = setting(
+        None,
+        "a system of the papers, whose settings stand where no flag and no --config says "
+        "otherwise; 'list' prints them all",
+    )
+    run: str | None = setting(
+        None, "run directory (default: runs/DATA-PRESET or runs/DATA-COVARIANCE-ESTIMATE)"
+    )
     seed: int = setting(0, "seed of weights, data order and noise")
     device: Device = setting("auto", "auto takes a CUDA device where there is one")
     threads: int | None = setting(
@@ -113,7 +121,8 @@ class TrainConfig:
         if self.run.run is not None:
             return self.run.run
         source = self.data.data.rstrip("/").rpartition("/")[2].replace(":", "-")
-        return f"runs/{source}-{self.objective.covariance}-{self.objective.estimate}"
+        system = self.run.preset or f"{self.objective.covariance}-{self.objective.estimate}"
+        return f"runs/{source}-{system}"
 
     def to_flat(self) -> dict[str, Any]:
         """The settings as a YAML file holds them: one level, and one more for the two stages."""
@@ -126,14 +135,18 @@ class TrainConfig:
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_flat`; settings that are absent keep their defaults.
+        """The inverse of `to_flat`; absent settings are those of the `preset`, else the defaults.
 
         Raises:
-            ValueError: a key that is no setting, or a value outside its range.
+            ValueError: a key that is no setting, an unknown preset, or a value outside its range.
+
+        Example:
+            >>> TrainConfig.from_flat({"preset": "mle-diag-i", "beta": 2.0}).objective.covariance
+            'diag-i'
         """
         default = cls()
         parts: dict[str, Any] = {}
-        left = dict(flat)
+        left = with_preset(flat)
         for part in dataclasses.fields(cls):
             group = getattr(default, part.name)
             given = dict(left.pop(part.name, None) or {}) if part.name in STAGES else left
@@ -157,7 +170,7 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm"),
+    *("run", "preset", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm"),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vaekern._optional import require
 from vaekern.models.config import explanation
 from vaekern.training.config import STAGES, TrainConfig
+from vaekern.training.presets import preset
 from vaekern.training.run_directory import RunDirectory
 
 DESCRIPTION = """Train a two-stage VAE: the first on the data, the second on its latents. The run
@@ -19,13 +22,14 @@ directory gets the settings, weights, metrics, pictures and a table."""
 EPILOG = """examples:
   vaekern train                                      both stages on the digits, about a minute
   vaekern train --data idx:mnist --network infogan --latent-dim 64
+  vaekern train --preset two-stage                   a system of the papers
   vaekern train --covariance diag-i --estimate learned --run runs/diag
   vaekern train --config runs/diag/config.yaml --seed 1 --run runs/diag-1
   vaekern train --run runs/diag --resume             go on where it stopped, with its settings
 """
 
 
-METAVARS = {"run": "DIR", "data": "SPEC", "network": "NAME"}
+METAVARS = {"preset": "NAME", "run": "DIR", "data": "SPEC", "network": "NAME"}
 
 
 class UsageError(Exception):
@@ -49,7 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
 
     parser = Parser(
         prog="vaekern train",
-        usage="vaekern train [--data SPEC] [--run DIR] [--resume] [--config FILE] [options]",
+        usage="vaekern train [--preset NAME] [--data SPEC] [--run DIR] [--resume] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=_Formatter,
@@ -60,7 +64,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         "--config",
         action=jsonargparse.ActionConfigFile,
         metavar="FILE",
-        help="YAML file with these settings; flags that follow it win",
+        help="YAML file with these settings; flags win over it",
     )
     first.add_argument(
         "--resume",
@@ -100,13 +104,58 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
 
 
 def _read(parser: Any, argv: list[str]) -> tuple[TrainConfig, bool]:
-    values: dict[str, Any] = parser.parse_args(argv).as_dict()
+    values: dict[str, Any] = parser.parse_args(_general_first(argv)).as_dict()
     values.pop("config", None)
     resume = bool(values.pop("resume"))
     try:
         return TrainConfig.from_flat(values), resume
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _general_first(argv: list[str]) -> list[str]:
+    """Presets and configuration files before all other flags, which so win over them.
+
+    A preset becomes what `--config` reads, settings as JSON, which is YAML too. A file that names a
+    preset wins over it, so that one stands before it.
+    """
+    general: list[str] = []
+    flags: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in ("--preset", "--config"):
+            flags.append(word)
+            continue
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                return argv  # the parser says what is missing
+            value = following
+        if flag == "--config":
+            general += [*_preset_of(value), flag, value]
+        else:
+            general += _settings_of(value)
+    return general + flags
+
+
+def _settings_of(name: str) -> list[str]:
+    try:
+        settings = preset(name).settings
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return ["--config", json.dumps(dict(settings) | {"preset": name})]
+
+
+def _preset_of(path: str) -> list[str]:
+    """The settings of the preset that a configuration file starts from, where it names one."""
+    yaml = require("yaml", "reading a configuration", package="PyYAML")
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []  # the parser says what is wrong with the file
+    name = found.get("preset") if isinstance(found, dict) else None
+    return [] if name is None else _settings_of(str(name))
 
 
 def _sentence(message: str, wanted: dict[str, str]) -> str:

@@ -69,7 +69,8 @@ PRESETS: dict[str, Preset] = {
         _gaussian("iso-i", "mle"),
         f"{_TAKIDA}, table 2 and appendix G (Iso-I)",
         "one variance, at its maximum likelihood over the batch",
-        "One draw of z for each input, as in the paper's algorithm 1; no constant in the logarithm.",
+        "One draw of z for each input, as in the paper's algorithm 1; nothing is added inside the "
+        "logarithm.",
     ),
     "mle-iso-d": Preset(
         _gaussian("iso-d", "mle"),
@@ -113,8 +114,8 @@ PRESETS: dict[str, Preset] = {
         f"{_ROLINEK}, equations 11 and 12",
         "squared error and 4 times the KL",
         "The loss of the paper is |x_hat - x|^2 + beta KL, squared error summed and without a "
-        "factor 1/2: a Gaussian decoder of variance 1/2. Beta is 4, their choice for dSprites; they "
-        "use 1e-4 for Synth. Lin., 1e-3 for Synth. Non-Lin. and 1 for MNIST.",
+        "factor 1/2: a Gaussian decoder of variance 1/2. Beta is 4, their choice for dSprites; "
+        "they use 1e-4 for Synth. Lin., 1e-3 for Synth. Non-Lin. and 1 for MNIST.",
     ),
 }
 
@@ -145,9 +146,9 @@ def with_preset(flat: Mapping[str, Any]) -> dict[str, Any]:
         return given
     merged: dict[str, Any] = dict(preset(given["preset"]).settings)
     for key, value in given.items():
-        before = merged.get(key)
-        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[key] = {**before, **value} if nested else value
+        if isinstance(value, Mapping):  # a stage
+            value = {**merged.get(key, {}), **value}
+        merged[key] = value
     return merged
 
 

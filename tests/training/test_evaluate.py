@@ -581,9 +581,9 @@ def test_a_second_stage_that_stopped_early_or_not_at_all(make_config: Make, trai
     assert run.trainer.position.epoch < 400
     assert "u" in evaluate(run.path, only=only).outcomes[only[0]].values
     longer = TrainingRun(make_config(early_stopping=2, stage2=stage2), resume=True)
-    assert longer.trainer.controls is not None
-    assert longer.trainer.controls.stopping is not None
-    longer.trainer.controls.stopping.stopped = False
+    assert longer.trainer.state.controls is not None
+    assert longer.trainer.state.controls.stopping is not None
+    longer.trainer.state.controls.stopping.stopped = False
     longer.trainer.save()
     assert "u" not in evaluate(run.path, only=only).outcomes[only[0]].values
 

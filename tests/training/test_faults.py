@@ -15,9 +15,10 @@ from vaekern.cli import main
 from vaekern.storage.files import PREFIX, append, write_atomically
 from vaekern.storage.tensors import load_tensors, save_tensors
 from vaekern.training import RunDirectory, RunError, TrainConfig, TrainingRun, run, trainer
+from vaekern.training.checkpoints import CHECKPOINT, reached
 from vaekern.training.report import report
 from vaekern.training.run_directory import MODEL
-from vaekern.training.trainer import CHECKPOINT, Images, Latents, reached
+from vaekern.training.sources import Images, Latents
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -293,8 +294,8 @@ def test_a_planted_nan_is_found_at_its_step(
 def test_an_optimiser_that_is_not_finite_is_never_saved(make_config: Make, train: Train) -> None:
     """Adam never moves a weight again whose squared gradient overflowed: finite, and lost."""
     done = train(make_config())
-    assert done.trainer.optimizer is not None
-    next(iter(done.trainer.optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
+    assert done.trainer.state.optimizer is not None
+    next(iter(done.trainer.state.optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = math.inf
     with pytest.raises(RunError, match="loss of stage 2 became infinite or NaN after epoch 3"):
         done.trainer.save()
 

@@ -16,8 +16,8 @@ import pytest
 from vaekern.cli import main
 from vaekern.storage.tensors import load_tensors
 from vaekern.training import RunError, TrainConfig, TrainingRun
+from vaekern.training.checkpoints import CHECKPOINT, reached, second_stage_is_trained
 from vaekern.training.run_directory import MODEL, RunDirectory
-from vaekern.training.trainer import CHECKPOINT, reached, second_stage_is_trained
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the processes too: they import it by name
 from killed import finish, kill_when, start

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from vaekern.training import RunError, TrainConfig, TrainingRun, load_model
+from vaekern.training.checkpoints import reached
 from vaekern.training.metrics import Totals
 from vaekern.training.run_directory import RunDirectory
-from vaekern.training.trainer import Images, reached
+from vaekern.training.sources import Images
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -63,8 +64,8 @@ def test_continued_run_has_the_same_bits(
     for name, value in continued.model.state_dict().items():
         assert value.equal(expected[name]), name
     assert continued.directory.log.read_text() == never.directory.log.read_text()
-    tracked = never.trainer.polarization.tracker
-    assert continued.trainer.polarization.tracker.state_dict() == tracked.state_dict()
+    tracked = never.trainer.state.polarization.tracker
+    assert continued.trainer.state.polarization.tracker.state_dict() == tracked.state_dict()
     assert tracked.step == 12
 
 

@@ -28,7 +28,7 @@ from vaekern.training.flags import UsageError, parse
 from vaekern.training.kl import KLTerm, capacity_kl, free_bits_kl
 from vaekern.training.learning_rate import LearningRate
 from vaekern.training.schedule_config import KLConfig, ScheduleConfig
-from vaekern.training.trainer import split
+from vaekern.training.sources import split
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]

@@ -12,11 +12,21 @@ import torch
 
 from vaekern.diagnostics import encoder_variance_spectrum, polarized_regime
 from vaekern.models import Posterior, TwoStageVAE
-from vaekern.training import RunError, StageConfig, TrainConfig, TrainingRun, load_model, trainer
+from vaekern.training import (
+    RunError,
+    StageConfig,
+    TrainConfig,
+    TrainingRun,
+    checkpoints,
+    load_model,
+    trainer,
+)
 from vaekern.training.learning_rate import LearningRate
 from vaekern.training.metrics import Log, Polarization, Totals, sigma
 from vaekern.training.schedule_config import ScheduleConfig
-from vaekern.training.trainer import Latents, derived_seed, make_optimizer
+from vaekern.training.seeds import derived_seed
+from vaekern.training.sources import Latents
+from vaekern.training.step import make_optimizer
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -180,9 +190,9 @@ def test_polarization_of_the_last_batch_is_recorded_and_tracked(
     assert records[-1]["active_units"] == encoder_variance_spectrum(logvar).active
 
     last_above = max([0, *(step for step, r in by_step.items() if not r.delta_kl < 0.03)])
-    stored = trainer.polarized_regime(run.directory)
+    stored = checkpoints.polarized_regime(run.directory)
     assert stored.share == (120 - last_above) / 120
-    assert stored.state_dict() == run.trainer.polarization.tracker.state_dict()
+    assert stored.state_dict() == run.trainer.state.polarization.tracker.state_dict()
     assert last_above > 0  # at the start no dimension is active yet
 
 

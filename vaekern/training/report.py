@@ -13,12 +13,13 @@ from vaekern.evaluation.latent_figures import latent_spectrum_figure
 from vaekern.models import Posterior, TwoStageVAE
 from vaekern.storage.files import write_atomically
 from vaekern.training.board import Board
+from vaekern.training.checkpoints import polarized_regime
 from vaekern.training.config import TrainConfig
 from vaekern.training.page import write_page
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.scores import compute_scores
+from vaekern.training.seeds import derived_seed
 from vaekern.training.table import make_table
-from vaekern.training.trainer import derived_seed, polarized_regime
 
 GRID = 64
 PAIRS = 16

@@ -10,8 +10,8 @@ import torch
 
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
+from vaekern.training.checkpoints import second_stage_is_trained
 from vaekern.training.run_directory import RunDirectory, load_model
-from vaekern.training.trainer import second_stage_is_trained
 
 # More do not make a better picture; the array holds all of them.
 PICTURE = 100

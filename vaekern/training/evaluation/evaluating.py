@@ -17,6 +17,7 @@ from vaekern._optional import require
 from vaekern.data import Dataset
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
+from vaekern.training.checkpoints import reached, second_stage_is_trained
 from vaekern.training.config import TrainConfig
 from vaekern.training.evaluation.catalogue import DIAGNOSTICS
 from vaekern.training.evaluation.outcome import Outcome
@@ -26,7 +27,6 @@ from vaekern.training.evaluation.table import make_table
 from vaekern.training.page import write_page
 from vaekern.training.run import check_same_data, choose_device, load_data
 from vaekern.training.run_directory import RunDirectory, load_model
-from vaekern.training.trainer import reached, second_stage_is_trained
 
 FOLDER = "evaluation"
 NUMBERS = "evaluation.json"

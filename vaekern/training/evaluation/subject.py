@@ -11,7 +11,7 @@ from torch import Tensor
 from vaekern import diagnostics, functional
 from vaekern.data import Dataset
 from vaekern.models import VAE, TwoStageVAE
-from vaekern.training.trainer import derived_seed
+from vaekern.training.seeds import derived_seed
 
 Split = Literal["test", "train"]
 

@@ -3,26 +3,133 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vaekern.models import networks
+from vaekern import GaussianVAELoss
+from vaekern.models import VAE, networks
+from vaekern.models.networks import layers
 
 
 def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_parameter_counts_of_the_two_stage_paper() -> None:
-    encoder, decoder = networks.infogan((1, 28, 28), 64)
-    assert parameters(encoder) == 6_689_344
-    assert parameters(decoder) == 6_642_241
+def fc(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> int:
+    return kernel**2 * inputs * outputs + outputs  # transposed or not
+
+
+def bn(*channels: int) -> int:
+    return 2 * sum(channels)
+
+
+def momenta(module: nn.Module) -> set[float]:
+    return {each.momentum for each in module.modules() if isinstance(each, nn.BatchNorm2d)}
+
+
+class Row(NamedTuple):
+    """A network at its paper's sizes, and at the smallest that it takes."""
+
+    shape: tuple[int, ...]
+    latent_dim: int
+    encoder: int  # parameters, layer by layer
+    decoder: int
+    smallest: tuple[int, ...]
+
+
+WAE_ENCODER = conv(3, 128, 5) + conv(128, 256, 5) + conv(256, 512, 5) + conv(512, 1024, 5)
+WAE_ENCODER += bn(128, 256, 512, 1024)
+WAE_DECODER = fc(64, 1024 * 8 * 8) + conv(1024, 512, 5) + conv(512, 256, 5) + conv(256, 128, 5)
+WAE_DECODER += bn(512, 256, 128) + conv(128, 3, 5)
+
+ROWS = {
+    "mlp": Row(
+        (1, 8, 8),
+        16,
+        fc(64, 256) + fc(256, 256) + fc(256, 32),
+        fc(16, 256) + fc(256, 256) + fc(256, 64),
+        (7,),
+    ),
+    # The counts of the two-stage paper's code.
+    "infogan": Row((1, 28, 28), 64, 6_689_344, 6_642_241, (1, 8, 8)),
+    "wae": Row((3, 64, 64), 64, WAE_ENCODER + fc(1024 * 8 * 8, 128), WAE_DECODER, (1, 8, 8)),
+    "wae-original": Row(
+        (3, 64, 64), 64, WAE_ENCODER + fc(1024 * 4 * 4, 128), WAE_DECODER, (1, 16, 16)
+    ),
+    "rolinek-dsprites": Row(
+        (1, 64, 64),
+        5,
+        fc(4096, 1200) + fc(1200, 1200) + fc(1200, 10),
+        fc(5, 1200) + 2 * fc(1200, 1200) + fc(1200, 4096),
+        (3,),
+    ),
+    "rolinek-mnist": Row(
+        (1, 28, 28),
+        6,
+        fc(784, 400) + fc(400, 12),
+        fc(6, 500) + fc(500, 500) + fc(500, 784),
+        (3,),
+    ),
+    "rolinek-synth-nonlin": Row(
+        (6,),
+        2,
+        fc(6, 60) + fc(60, 40) + fc(40, 20) + fc(20, 4),
+        fc(2, 60) + fc(60, 40) + fc(40, 20) + fc(20, 6),
+        (3,),
+    ),
+    "linear": Row((3,), 2, fc(3, 4), fc(2, 3), (3,)),
+}
+
+
+def test_every_network_is_in_the_table() -> None:
+    assert set(ROWS) == set(networks.NETWORKS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameter_counts(name: str) -> None:
+    row = ROWS[name]
+    with torch.device("meta"):
+        encoder, decoder = networks.build(name, row.shape, row.latent_dim)
+    assert parameters(encoder) == row.encoder
+    assert parameters(decoder) == row.decoder
+
+
+def test_parameter_counts_of_the_second_stage() -> None:
     encoder, decoder = networks.second_stage(64, width=1024)
     assert parameters(encoder) == 2_305_152
     assert parameters(decoder) == 2_235_456
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_training_step_at_the_sizes_of_the_paper(name: str) -> None:
+    """Two images there and back, and every parameter hears of the loss."""
+    row = ROWS[name]
+    encoder, decoder = networks.build(name, row.shape, row.latent_dim, output="linear")
+    loss = GaussianVAELoss("iso-i", "mle", activation="sigmoid")
+    vae = VAE(encoder, decoder, loss, row.latent_dim)
+    x = torch.rand(2, *row.shape)
+    mu, logvar = vae.encode(x)
+    assert mu.shape == logvar.shape == (2, row.latent_dim)
+    vae.components(x, mu, logvar).loss.backward()
+    for parameter_name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.sub_(1e-4 * parameter.grad.sign())
+    vae.eval()
+    samples = vae.sample(2)
+    assert samples.shape == x.shape
+    assert samples.min() > 0
+    assert samples.max() < 1
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32), (3, 64)])
@@ -36,10 +143,77 @@ def test_infogan_maps_every_size_there_and_back(channels: int, side: int) -> Non
     assert x_hat.max() < 1
 
 
+def test_the_linear_network_is_linear_and_tanh_is_tanh() -> None:
+    encoder, decoder = networks.build("linear", (3,), 2, output="linear")
+    x, z = torch.randn(5, 3), torch.randn(5, 2)
+    mu = x @ encoder.head.weight[:2].T + encoder.head.bias[:2]
+    torch.testing.assert_close(encoder(x)[0], mu)
+    torch.testing.assert_close(decoder(z), z @ decoder.head.weight.T + decoder.head.bias)
+
+    _, decoder = networks.build("rolinek-mnist", (3,), 2, output="linear")
+    first, second = decoder.dense[0], decoder.dense[2]
+    hidden = torch.tanh(z @ first.weight.T + first.bias)
+    hidden = torch.tanh(hidden @ second.weight.T + second.bias)
+    torch.testing.assert_close(decoder(z), hidden @ decoder.head.weight.T + decoder.head.bias)
+
+
+def test_an_image_may_be_wider_than_high() -> None:
+    encoder, decoder = networks.wae((2, 8, 24), 3)
+    mu, _ = encoder(torch.rand(2, 2, 8, 24))
+    assert decoder(mu).shape == (2, 2, 8, 24)
+
+
+@pytest.mark.parametrize(
+    ("stride", "kernel", "side"), [(1, 3, 7), (1, 5, 8), (2, 3, 8), (2, 4, 8), (2, 5, 8)]
+)
+def test_transposed_is_the_transpose_of_convolution(stride: int, kernel: int, side: int) -> None:
+    """<conv(x), y> = <x, transposed(y)> with the same weights."""
+    down = layers.convolution(2, 3, kernel, stride).double()
+    up = layers.transposed(3, 2, kernel, stride).double()
+    nn.init.zeros_(down.bias)
+    nn.init.zeros_(up.bias)
+    up.weight = down.weight
+    x = torch.randn(1, 2, side, side, dtype=torch.float64)
+    y = torch.randn(1, 3, side // stride, side // stride, dtype=torch.float64)
+    torch.testing.assert_close((down(x) * y).sum(), (x * up(y)).sum())
+
+
+def test_convolution_is_tensorflows_same_of_the_mirrored_image() -> None:
+    layer = layers.convolution(1, 1, 5, 2).double()
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+    mirrored = F.pad(x.flip(-1, -2), (1, 2, 1, 2))  # SAME: one pixel before, two behind
+    expected = F.conv2d(mirrored, layer.weight.flip(-1, -2), layer.bias, stride=2).flip(-1, -2)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_wae_starts_as_either_original() -> None:
+    encoder, decoder = networks.wae((3, 16, 16), 8)
+    weight = encoder.body[0][3].weight  # 128 -> 256, 5x5; Glorot: sqrt(6 / (fan_in + fan_out))
+    bound = math.sqrt(6 / (25 * (128 + 256)))
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert momenta(encoder) == momenta(decoder) == {1e-3}  # TensorFlow's decay of 0.999
+    encoder, decoder = networks.wae((3, 16, 16), 8, form="tolstikhin")
+    assert momenta(encoder) == momenta(decoder) == {0.1}
+    assert encoder.body[0][3].weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert decoder.head.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert [m.stride[0] for m in encoder.modules() if isinstance(m, nn.Conv2d)] == [2, 2, 2, 2]
+
+
+def test_wae_forms_read_their_variance_differently() -> None:
+    encoder, _ = networks.wae((1, 8, 8), 2)
+    original, _ = networks.wae((1, 16, 16), 2, form="tolstikhin")
+    for module in (encoder, original):
+        nn.init.zeros_(module.head.weight)
+        nn.init.constant_(module.head.bias, 0.25)
+        module.eval()
+    assert encoder(torch.rand(1, 1, 8, 8))[1].tolist() == [[0.5, 0.5]]  # log sigma
+    assert original(torch.rand(1, 1, 16, 16))[1].tolist() == [[0.25, 0.25]]  # log sigma^2
+
+
 def test_infogan_starts_as_the_original() -> None:
     torch.manual_seed(0)
     encoder, decoder = networks.infogan((1, 28, 28), 64)
-    convolution = encoder.layers[2].parametrizations.weight.original
+    convolution = encoder.body[2].parametrizations.weight.original
     assert convolution.abs().max() <= 0.04  # two standard deviations of 0.02
     # A normal cut at two standard deviations keeps 0.8796 of its deviation.
     assert convolution.std().item() == pytest.approx(0.8796 * 0.02, rel=0.01)
@@ -58,7 +232,7 @@ def test_infogan_starts_as_the_original() -> None:
 def test_spectral_norm_equals_a_hand_computation() -> None:
     torch.manual_seed(1)
     encoder, _ = networks.infogan((3, 32, 32), 4)
-    layer = encoder.layers[0]
+    layer = encoder.body[0]
     weight = layer.parametrizations.weight.original
     norm = layer.parametrizations.weight[0]
     matrix = weight.detach().flatten(1)  # [cout, cin kh kw]
@@ -89,7 +263,7 @@ def test_spectral_norm_equals_a_hand_computation() -> None:
 def test_spectral_norm_reaches_the_largest_singular_value() -> None:
     torch.manual_seed(2)
     encoder, _ = networks.infogan((1, 28, 28), 4)
-    layer = encoder.layers[9]
+    layer = encoder.head
     for _ in range(300):
         weight = layer.weight
     largest = torch.linalg.matrix_norm(weight.detach().flatten(1), ord=2)
@@ -108,7 +282,7 @@ def test_encoder_variance_is_softplus_with_a_floor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("mlp", (3, 8, 8)), ("mlp", (7,)), ("infogan", (1, 8, 8))]
+    ("name", "shape"), [("mlp", (3, 8, 8)), *((name, row.smallest) for name, row in ROWS.items())]
 )
 @pytest.mark.parametrize("head", ["sample", "element"])
 def test_variance_heads_start_at_the_initial_variance(
@@ -156,7 +330,7 @@ def test_second_stage_heads_see_input_and_hidden_layers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("vgg", (4,), 2), {}, "network must be one of mlp, infogan, got 'vgg'"),
+        (("vgg", (4,), 2), {}, "network must be one of mlp, infogan, .*, got 'vgg'"),
         (("mlp", (4,), 2), {"depth": 3}, "has no option 'depth'; its options are width, layers"),
         (("mlp", (4,), 0), {}, "latent_dim must be at least 1, got 0"),
         (("mlp", (), 2), {}, "sample_shape must hold at least one positive size"),
@@ -164,8 +338,17 @@ def test_second_stage_heads_see_input_and_hidden_layers() -> None:
         (("mlp", (4,), 2), {"output": "tanh"}, 'output must be "sigmoid" or "linear"'),
         (("mlp", (4,), 2), {"variance_head": "x"}, "variance_head must be None"),
         (("mlp", (4,), 2), {"initial_variance": 0.0}, "initial_variance must be positive"),
-        (("infogan", (1, 30, 30), 2), {}, r"H and W divisible by 4, got \(1, 30, 30\); pad"),
-        (("infogan", (64,), 2), {}, "or use the network 'mlp'"),
+        (
+            ("infogan", (1, 30, 30), 2),
+            {},
+            r"H and W divisible by 4, got \(1, 30, 30\); pad the images to 32 x 32 or resize",
+        ),
+        (("infogan", (64,), 2), {}, r"got \(64,\); use the network 'mlp'"),
+        (("wae", (3, 28, 28), 2), {}, r"'wae' .* by 8, .* 32 x 32 or resize \(--image-size 32\),"),
+        (("wae-original", (3, 8, 32), 2), {}, "'wae-original' .* to 16 x 32, or use"),
+        (("wae", (3, 32, 32), 2), {"form": "x"}, "form must be one of dai-wipf, tolstikhin, got"),
+        (("mlp", (4,), 2), {"encoder_widths": (3, 0)}, "encoder_widths must hold sizes of at"),
+        (("mlp", (4,), 2), {"decoder_activation": "x"}, "decoder_activation must be relu or tanh"),
     ],
 )
 def test_bad_options_are_named(arguments: tuple, options: dict, message: str) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
+from vaekern.models.networks import NETWORKS
+
 Covariance = Literal["iso-i", "iso-d", "diag-i", "diag-d"]
 Estimate = Literal["mle", "learned", "fixed"]
 Activation = Literal["auto", "none", "sigmoid", "tanh"]
@@ -51,7 +53,7 @@ class ObjectiveConfig:
 class NetworkConfig:
     """Encoder and decoder of both stages."""
 
-    network: str = setting("mlp", "encoder and decoder of stage 1 (mlp, infogan)")
+    network: str = setting("mlp", f"encoder and decoder of stage 1 ({', '.join(NETWORKS)})")
     latent_dim: int = setting(16, "number of latent dimensions, of z and of u alike")
     width: int | None = setting(None, "units of each hidden layer of mlp (its default: 256)")
     layers: int | None = setting(None, "hidden layers of mlp, in each direction (its default: 2)")

@@ -4,25 +4,50 @@ An encoder maps x [B, *sample_shape] to (mu, logvar), both [B, d], with logvar =
 decoder maps z [B, d] to x_hat [B, *sample_shape], or to (x_hat, x_logvar) where it also predicts
 its own log-variance. `NETWORKS` is the one table; a new network is a new row:
 name -> builder(sample_shape, latent_dim, **options) -> (encoder, decoder).
+
+A network of your own needs no row: any two modules with these signatures work in `vaekern.models`,
+`VAE(encoder, decoder, loss, latent_dim)`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from vaekern.models.networks.heads import DecoderOptions
 from vaekern.models.networks.infogan import infogan
 from vaekern.models.networks.mlp import mlp
 from vaekern.models.networks.second_stage import second_stage
+from vaekern.models.networks.wae import wae
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
 
 NETWORKS: dict[str, Builder] = {
     "mlp": mlp,
     "infogan": infogan,
+    "wae": wae,
+    "wae-original": functools.partial(wae, form="tolstikhin"),
+    "rolinek-dsprites": functools.partial(
+        mlp,
+        encoder_widths=(1200, 1200),
+        decoder_widths=(1200, 1200, 1200),
+        decoder_activation="tanh",
+    ),
+    "rolinek-mnist": functools.partial(
+        mlp, encoder_widths=(400,), decoder_widths=(500, 500), decoder_activation="tanh"
+    ),
+    "rolinek-synth-nonlin": functools.partial(
+        mlp,
+        encoder_widths=(60, 40, 20),
+        decoder_widths=(60, 40, 20),
+        encoder_activation="tanh",
+        decoder_activation="tanh",
+    ),
+    "linear": functools.partial(mlp, encoder_widths=(), decoder_widths=()),
 }
 
 
@@ -45,7 +70,7 @@ def build(
         parameter.name
         for parameter in inspect.signature(builder).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    ] + list(DecoderOptions.__annotations__)
     for option in options:
         if option not in known:
             raise ValueError(
@@ -54,4 +79,4 @@ def build(
     return builder(sample_shape, latent_dim, **options)
 
 
-__all__ = ["NETWORKS", "build", "infogan", "mlp", "second_stage"]
+__all__ = ["NETWORKS", "build", "infogan", "mlp", "second_stage", "wae"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,90 @@ DecoderOutput = Tensor | tuple[Tensor, Tensor]
 MINIMUM_STD = 1e-6
 
 
-def check_options(
-    sample_shape: Sequence[int],
-    latent_dim: int,
-    output: str,
-    variance_head: str | None,
-    initial_variance: float,
-) -> None:
+class DecoderOptions(TypedDict, total=False):
+    """The options that every network has.
+
+    output: "sigmoid" (the default) for data in [0, 1]; "linear" otherwise, or where the loss
+        applies the activation itself.
+    variance_head: None; "sample" for one x_logvar per sample, [B] (learned iso-d), a linear layer
+        on the decoder's first hidden units (in `mlp`, the last); "element" for one per element, x's
+        shape (learned diag-d), a second layer of the kind that makes x_hat, beside it. The variance
+        depends on z, never on x itself.
+    initial_variance: 1.0 by default, the variance that the head returns before it is trained.
+    """
+
+    output: Output
+    variance_head: VarianceHead | None
+    initial_variance: float
+
+
+class Encoder(nn.Module):
+    """x [B, *sample_shape] -> (mu [B, d], logvar [B, d]).
+
+    Args:
+        body: x to features [B, units].
+        head: features to [B, 2 d]: mu, and what `spread` turns into logvar.
+        spread: `softplus_logvar`, `log_std_logvar` or `same_logvar`.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module, spread: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.spread = spread
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, raw = self.head(self.body(x)).chunk(2, dim=1)
+        return mu, self.spread(raw)
+
+
+class Decoder(nn.Module):
+    """z [B, d] -> x_hat [B, *sample_shape], and x_logvar where a variance head was asked for.
+
+    Args:
+        sample_shape: of x.
+        dense: z to hidden units [B, units].
+        upsample: hidden units to the features under the last layer.
+        make_head: makes that last layer, which returns as many numbers as x has; called a second
+            time for the variance of each element.
+        units: the number of hidden units.
+        options: those of every network, see `DecoderOptions`.
+    """
+
+    def __init__(
+        self,
+        sample_shape: Sequence[int],
+        *,
+        dense: nn.Module,
+        upsample: nn.Module,
+        make_head: Callable[[], nn.Linear | nn.Conv2d | nn.ConvTranspose2d],
+        units: int,
+        options: DecoderOptions,
+    ):
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        self.output = options.get("output", "sigmoid")
+        self.variance_head = options.get("variance_head")
+        self.dense = dense
+        self.upsample = upsample
+        self.head = make_head()
+        if self.variance_head is not None:
+            self.x_logvar = nn.Linear(units, 1) if self.variance_head == "sample" else make_head()
+            start_constant(self.x_logvar, math.log(options.get("initial_variance", 1.0)))
+
+    def forward(self, z: Tensor) -> DecoderOutput:
+        hidden = self.dense(z)
+        features = self.upsample(hidden)
+        logits = self.head(features).reshape(-1, *self.sample_shape)
+        x_hat = torch.sigmoid(logits) if self.output == "sigmoid" else logits
+        if self.variance_head is None:
+            return x_hat
+        if self.variance_head == "sample":
+            return x_hat, self.x_logvar(hidden).squeeze(1)
+        return x_hat, self.x_logvar(features).reshape(-1, *self.sample_shape)
+
+
+def check_options(sample_shape: Sequence[int], latent_dim: int, options: DecoderOptions) -> None:
     """Raise one clear ValueError for an option that no network accepts."""
     if not sample_shape or any(size < 1 for size in sample_shape):
         raise ValueError(
@@ -35,19 +112,31 @@ def check_options(
         )
     if latent_dim < 1:
         raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
-    if output not in ("sigmoid", "linear"):
-        raise ValueError(f'output must be "sigmoid" or "linear", got {output!r}')
-    if variance_head not in (None, "sample", "element"):
-        raise ValueError(
-            f'variance_head must be None, "sample" or "element", got {variance_head!r}'
-        )
+    _choice("output", options.get("output", "sigmoid"), ("sigmoid", "linear"))
+    _choice("variance_head", options.get("variance_head"), (None, "sample", "element"))
+    initial_variance = options.get("initial_variance", 1.0)
     if not (initial_variance > 0 and math.isfinite(initial_variance)):
         raise ValueError(f"initial_variance must be positive and finite, got {initial_variance}")
 
 
-def squash(logits: Tensor, output: str) -> Tensor:
-    """The decoder's last step: the sigmoid of images in [0, 1], or nothing."""
-    return torch.sigmoid(logits) if output == "sigmoid" else logits
+def _choice(name: str, given: Any, known: Sequence[str | None]) -> None:
+    if given not in known:
+        *first, last = (f'"{each}"' if isinstance(each, str) else str(each) for each in known)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {given!r}")
+
+
+def check_sides(network: str, sample_shape: Sequence[int], divisor: int) -> None:
+    """Raise one clear ValueError for anything but images whose sides the divisor divides."""
+    wanted = f"network {network!r} needs sample_shape (C, H, W) with H and W divisible by {divisor}"
+    if len(sample_shape) != 3:
+        raise ValueError(f"{wanted}, got {tuple(sample_shape)}; use the network 'mlp'")
+    height, width = (-(-side // divisor) * divisor for side in sample_shape[1:])
+    if (height, width) != tuple(sample_shape[1:]):
+        resize = f" or resize (--image-size {height})" if height == width else ""
+        raise ValueError(
+            f"{wanted}, got {tuple(sample_shape)}; pad the images to {height} x {width}{resize}, "
+            "or use the network 'mlp'"
+        )
 
 
 def softplus_logvar(raw: Tensor) -> Tensor:
@@ -59,7 +148,17 @@ def softplus_logvar(raw: Tensor) -> Tensor:
     return 2.0 * torch.log(MINIMUM_STD + F.softplus(raw))
 
 
-def start_constant(head: nn.Linear | nn.ConvTranspose2d, value: float) -> None:
+def log_std_logvar(raw: Tensor) -> Tensor:
+    """logvar = 2 raw: the network returns log sigma."""
+    return 2.0 * raw
+
+
+def same_logvar(raw: Tensor) -> Tensor:
+    """logvar = raw: the network returns log sigma^2."""
+    return raw
+
+
+def start_constant(head: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, value: float) -> None:
     """Make a head return `value` for every input until it is trained.
 
     A learned log-variance then starts exactly where the `variance` option says. The weights start

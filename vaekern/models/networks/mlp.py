@@ -4,74 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from vaekern.models.networks.heads import (
-    DecoderOutput,
-    Output,
-    VarianceHead,
+    Decoder,
+    DecoderOptions,
+    Encoder,
     check_options,
     softplus_logvar,
-    squash,
-    start_constant,
 )
 
+Activation = Literal["relu", "tanh"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
-def hidden_layers(features: int, width: int, layers: int) -> nn.Sequential:
-    """`layers` times Linear and ReLU, from `features` inputs to `width` outputs."""
+
+def hidden_layers(
+    features: int, widths: Sequence[int], activation: Activation = "relu"
+) -> nn.Sequential:
+    """Linear layers of these widths, each with its activation, on `features` inputs."""
     modules: list[nn.Module] = []
-    for index in range(layers):
-        modules += [nn.Linear(features if index == 0 else width, width), nn.ReLU()]
+    for width in widths:
+        modules += [nn.Linear(features, width), ACTIVATIONS[activation]()]
+        features = width
     return nn.Sequential(*modules)
-
-
-class MLPEncoder(nn.Module):
-    """x [B, *sample_shape] -> (mu [B, d], logvar [B, d])."""
-
-    def __init__(self, sample_shape: Sequence[int], latent_dim: int, width: int, layers: int):
-        super().__init__()
-        self.hidden = hidden_layers(math.prod(sample_shape), width, layers)
-        self.head = nn.Linear(width, 2 * latent_dim)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, raw_std = self.head(self.hidden(x.flatten(1))).chunk(2, dim=1)
-        return mu, softplus_logvar(raw_std)
-
-
-class MLPDecoder(nn.Module):
-    """z [B, d] -> x_hat [B, *sample_shape], and x_logvar where a variance head was asked for."""
-
-    def __init__(
-        self,
-        sample_shape: Sequence[int],
-        latent_dim: int,
-        width: int,
-        layers: int,
-        output: Output,
-        variance_head: VarianceHead | None,
-        initial_variance: float,
-    ):
-        super().__init__()
-        self.sample_shape = tuple(sample_shape)
-        self.output = output
-        self.variance_head = variance_head
-        features = math.prod(sample_shape)
-        self.hidden = hidden_layers(latent_dim, width, layers)
-        self.head = nn.Linear(width, features)
-        if variance_head is not None:
-            self.x_logvar = nn.Linear(width, 1 if variance_head == "sample" else features)
-            start_constant(self.x_logvar, math.log(initial_variance))
-
-    def forward(self, z: Tensor) -> DecoderOutput:
-        hidden = self.hidden(z)
-        x_hat = squash(self.head(hidden), self.output).unflatten(1, self.sample_shape)
-        if self.variance_head is None:
-            return x_hat
-        x_logvar = self.x_logvar(hidden)
-        if self.variance_head == "sample":
-            return x_hat, x_logvar.squeeze(1)
-        return x_hat, x_logvar.unflatten(1, self.sample_shape)
 
 
 def mlp(
@@ -80,25 +37,36 @@ def mlp(
     *,
     width: int = 256,
     layers: int = 2,
-    output: Output = "sigmoid",
-    variance_head: VarianceHead | None = None,
-    initial_variance: float = 1.0,
-) -> tuple[MLPEncoder, MLPDecoder]:
-    """A fully connected encoder and decoder with ReLU, for any `sample_shape`.
+    encoder_widths: Sequence[int] | None = None,
+    decoder_widths: Sequence[int] | None = None,
+    encoder_activation: Activation = "relu",
+    decoder_activation: Activation = "relu",
+    **options: Unpack[DecoderOptions],
+) -> tuple[Encoder, Decoder]:
+    """A fully connected encoder and decoder, for any `sample_shape`.
 
-    The encoder's standard deviation is 1e-6 + softplus(.), as in `infogan`.
+    The encoder's standard deviation is 1e-6 + softplus(.), as in `infogan`. A variance head is a
+    linear layer on the decoder's last hidden layer.
+
+    `networks.NETWORKS` lists those of Rolinek et al., whose encoders and decoders differ:
+
+    - "rolinek-dsprites": encoder 1200-1200 with ReLU, decoder 1200-1200-1200 with tanh;
+    - "rolinek-mnist": encoder 400 with ReLU, decoder 500-500 with tanh;
+    - "rolinek-synth-nonlin": 60-40-20 with tanh, in both;
+    - "linear": no hidden layer.
+
+    Their paper leaves the encoder's standard deviation open; it is `mlp`'s.
 
     Args:
         sample_shape: shape of one sample, without the batch axis.
         latent_dim: d, the number of latent dimensions.
         width: units of each hidden layer.
         layers: hidden layers in the encoder and in the decoder.
-        output: "sigmoid" for data in [0, 1]; "linear" otherwise, or where the loss applies the
-            activation itself.
-        variance_head: None; "sample" for one x_logvar per sample, [B] (learned iso-d); "element"
-            for one per element, x's shape (learned diag-d). The head is one linear layer on the
-            decoder's last hidden layer, so the variance depends on z and never on x itself.
-        initial_variance: the variance that the head returns before it is trained.
+        encoder_widths: instead of both, the encoder's hidden layers from x on; () for none.
+        decoder_widths: instead of both, the decoder's hidden layers from z on; () for none.
+        encoder_activation: "relu" or "tanh".
+        decoder_activation: "relu" or "tanh".
+        **options: see `DecoderOptions`.
 
     Returns:
         (encoder, decoder).
@@ -112,12 +80,39 @@ def mlp(
         >>> mu, logvar = encoder(torch.rand(5, 1, 8, 8))
         >>> decoder(mu).shape
         torch.Size([5, 1, 8, 8])
+
+    Source:
+        Rolinek, Zietlow & Martius 2019, Variational Autoencoders Pursue PCA Directions (by
+        Accident), supplement B, for the rows named after them.
     """
-    check_options(sample_shape, latent_dim, output, variance_head, initial_variance)
+    check_options(sample_shape, latent_dim, options)
     if width < 1 or layers < 1:
         raise ValueError(f"width and layers must be at least 1, got width={width}, layers={layers}")
-    encoder = MLPEncoder(sample_shape, latent_dim, width, layers)
-    decoder = MLPDecoder(
-        sample_shape, latent_dim, width, layers, output, variance_head, initial_variance
+    both = (width,) * layers
+    ways = {
+        "encoder": (both if encoder_widths is None else tuple(encoder_widths), encoder_activation),
+        "decoder": (both if decoder_widths is None else tuple(decoder_widths), decoder_activation),
+    }
+    for name, (widths, activation) in ways.items():
+        if any(each < 1 for each in widths):
+            raise ValueError(f"{name}_widths must hold sizes of at least 1, got {widths}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"{name}_activation must be relu or tanh, got {activation!r}")
+    features = math.prod(sample_shape)
+    widths, activation = ways["encoder"]
+    encoder = Encoder(
+        nn.Sequential(nn.Flatten(), *hidden_layers(features, widths, activation)),
+        nn.Linear((features, *widths)[-1], 2 * latent_dim),
+        softplus_logvar,
+    )
+    widths, activation = ways["decoder"]
+    units = (latent_dim, *widths)[-1]
+    decoder = Decoder(
+        sample_shape,
+        dense=hidden_layers(latent_dim, widths, activation),
+        upsample=nn.Identity(),
+        make_head=lambda: nn.Linear(units, features),
+        units=units,
+        options=options,
     )
     return encoder, decoder

@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vaekern.models.networks.layers import start_glorot
 from vaekern.models.networks.mlp import hidden_layers
-
-
-def _start_glorot(module: nn.Module) -> None:
-    """Glorot-uniform weights and zero biases, TensorFlow's default for a dense layer."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 class SecondStageEncoder(nn.Module):
@@ -20,10 +14,10 @@ class SecondStageEncoder(nn.Module):
 
     def __init__(self, latent_dim: int, width: int, layers: int):
         super().__init__()
-        self.hidden = hidden_layers(latent_dim, width, layers)
+        self.hidden = hidden_layers(latent_dim, (width,) * layers)
         self.mu = nn.Linear(latent_dim + width, latent_dim)
         self.log_std = nn.Linear(latent_dim + width, latent_dim)
-        self.apply(_start_glorot)
+        self.apply(start_glorot)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # The heads see the input too: where z is already almost normal, the identity is one
@@ -37,9 +31,9 @@ class SecondStageDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, width: int, layers: int):
         super().__init__()
-        self.hidden = hidden_layers(latent_dim, width, layers)
+        self.hidden = hidden_layers(latent_dim, (width,) * layers)
         self.z_hat = nn.Linear(latent_dim + width, latent_dim)
-        self.apply(_start_glorot)
+        self.apply(start_glorot)
 
     def forward(self, u: Tensor) -> Tensor:
         return self.z_hat(torch.cat([u, self.hidden(u)], dim=1))

@@ -65,7 +65,7 @@ FAULTS: list[Callable[[list[torch.Tensor]], None]] = [
 def test_fault_in_the_operator(
     fault: Callable[[list[torch.Tensor]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ops._native_loss
+    real = ops.cpu.core.loss
     inputs = testing.draw(FUNCTION, SHAPE, torch.float32, "contiguous")
     assert testing.compare(FUNCTION, inputs, "cpu") == []
 
@@ -73,14 +73,14 @@ def test_fault_in_the_operator(
         real(*args)
         fault([args[10], args[11], args[12], args[13]])  # value, statistics, gradients
 
-    monkeypatch.setattr(ops, "_native_loss", faulty)
+    monkeypatch.setattr(ops.cpu.core, "loss", faulty)
     assert testing.compare(FUNCTION, inputs, "cpu")
 
 
 @pytest.mark.parametrize("option", ["eps", "objective", "activation", "reduction", "beta"])
 def test_wrong_option_reaches_the_kernel(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operator = next(o for o in testing.OPERATORS if o.name == "GaussianVAELoss-diag-i-mle")
-    real = ops._native_loss
+    real = ops.cpu.core.loss
     position = -9 + ("objective", "activation", "reduction", "beta", "eps").index(option)
     inputs = testing.draw(operator, SHAPE, torch.float32, "contiguous")
     assert testing.compare(operator, inputs, "cpu") == []
@@ -92,14 +92,14 @@ def test_wrong_option_reaches_the_kernel(option: str, monkeypatch: pytest.Monkey
             changed[position] = 3
         real(*changed)
 
-    monkeypatch.setattr(ops, "_native_loss", faulty)
+    monkeypatch.setattr(ops.cpu.core, "loss", faulty)
     assert testing.compare(operator, inputs, "cpu")
 
 
 def test_an_output_left_alone_is_seen(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     operator = next(o for o in testing.OPERATORS if o.name == "GaussianVAELoss-iso-i-mle")
     inputs = testing.draw(operator, SHAPE, torch.float32, "contiguous")
-    monkeypatch.setattr(ops, "_native_loss", lambda *args: None)
+    monkeypatch.setattr(ops.cpu.core, "loss", lambda *args: None)
     assert testing.compare(operator, inputs, "cpu")
 
 

@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +20,28 @@ from . import _checks, cpu, cuda
 
 #: The groups of operators: vaekern.ops, and vaekern.linalg.
 LOSSES, LINALG = "losses", "linalg"
+
+
+class LossKernels(Protocol):
+    """The slots that a backend of LOSSES fills: every output is allocated by ``vaekern.ops``, which
+    gives the arguments by position, absent ones as None.
+
+    loss: x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta (one number, or
+        None: beta_number), upstream (None in the forward), value and statistics (None in the
+        backward; statistics also where unwanted), the gradients of the first eight, last, running,
+        momentum (the variance's buffers), then the codes and numbers of ops.Options, threads.
+        Tensors have any strides.  Under capture of a CUDA graph, nothing may wait for the device.
+    scale: eight gradients as ``loss`` made them (float32 or float64), or None; their factor, one
+        number on the device; threads.  In place.
+    sample: mu, logvar, scale_tril, noise, z, kl, threads.
+    sample_backward: grad_z, grad_kl, mu, logvar, scale_tril, noise, gradients of mu, logvar and
+        scale_tril, threads.
+    """
+
+    def loss(self, *args: Any) -> None: ...
+    def scale(self, *args: Any) -> None: ...
+    def sample(self, *args: Any) -> None: ...
+    def sample_backward(self, *args: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,9 @@ class Backend:
     operators: tuple[str, ...]  # groups that it fills; the others run on the reference
     unavailable: Callable[[], str | None]  # why it cannot run here, or None
     details: Callable[[], str]  # what to say of it where it runs
+    losses: Callable[[], Any] = lambda: None  # the LossKernels, where it fills LOSSES
+    #: For tests: does it take CPU tensors too, on an emulation, where it is asked for by name?
+    emulated: Callable[[], bool] = lambda: False
 
 
 BACKENDS = (
@@ -39,6 +65,7 @@ BACKENDS = (
         (LOSSES, LINALG),
         lambda: cpu.UNAVAILABLE,
         cpu.details,
+        lambda: cpu.core,
     ),
     Backend("cuda", "cuda", "CUDA C++ kernels", (LINALG,), cuda.unavailable, cuda.details),
     Backend("reference", "any", "plain PyTorch", (LOSSES, LINALG), lambda: None, lambda: ""),
@@ -46,35 +73,71 @@ BACKENDS = (
 NAMES = tuple(b.name for b in BACKENDS)
 
 
-def _choose(device: str, operators: str, wanted: str | None) -> str:
+def _serves(b: Backend, device: str, operators: str) -> bool:
+    return b.device in (device, "any") and operators in b.operators
+
+
+def _choose(device: str, operators: str, wanted: str | None) -> Backend:
     for b in BACKENDS:
-        if b.device not in (device, "any") or wanted not in (None, b.name):
-            continue
-        if operators in b.operators and b.unavailable() is None:
-            return b.name
-    return "reference"
+        emulated = wanted == b.name and operators in b.operators and b.emulated()
+        serves = wanted in (None, b.name) and (emulated or _serves(b, device, operators))
+        if serves and b.unavailable() is None:
+            return b
+    return BACKENDS[-1]
 
 
 _wanted = os.environ.get("VAEKERN_BACKEND") or None
 if _wanted is not None:
     _checks.option("the environment variable VAEKERN_BACKEND", _wanted, NAMES)
-#: group -> device type -> does a kernel serve it?  Filled on first use, since asking a GPU starts
-#: CUDA, read on every call, and emptied by ``use``.
-_KERNELS: dict[str, dict[str, bool]] = {LOSSES: {}, LINALG: {}}
+#: group -> device type -> the row that serves it; and the kernels of LOSSES, None for the
+#: reference.  Filled on first use, since asking a GPU starts CUDA, read on every call, and emptied
+#: by ``use``.
+_CHOSEN: dict[str, dict[str, Backend]] = {LOSSES: {}, LINALG: {}}
+_LOSS_KERNELS: dict[str, Any] = {}
+
+
+def _chosen(device_type: str, operators: str) -> Backend:
+    found = _CHOSEN[operators].get(device_type)
+    if found is None:
+        found = _CHOSEN[operators][device_type] = _choose(device_type, operators, _wanted)
+    return found
 
 
 def has_kernel(device_type: str, operators: str = LOSSES) -> bool:
     """Do kernels, rather than the reference, serve a group of operators on this device type?"""
-    known = _KERNELS[operators]
-    found = known.get(device_type)
-    if found is None:
-        found = known[device_type] = _choose(device_type, operators, _wanted) != "reference"
+    return _chosen(device_type, operators).name != "reference"
+
+
+def loss_kernels(device_type: str) -> Any:
+    """The LossKernels that serve a device type, or None: the reference does."""
+    if device_type in _LOSS_KERNELS:
+        return _LOSS_KERNELS[device_type]
+    found = _LOSS_KERNELS[device_type] = _chosen(device_type, LOSSES).losses()
     return found
 
 
+def any_loss_kernels(device_type: str) -> Any:
+    """... for the registered operators: a graph made by a kernel is finished by one, wherever its
+    ``backward()`` runs."""
+    found = loss_kernels(device_type) or _choose(device_type, LOSSES, None).losses()
+    if found is None:
+        raise RuntimeError(
+            f"vaekern's operators have no kernel for {device_type} tensors here: "
+            f"{_why_not(device_type)}; call vaekern.functional, which runs plain PyTorch then"
+        )
+    return found
+
+
+def _why_not(device_type: str) -> str:
+    rows = [b for b in BACKENDS[:-1] if _serves(b, device_type, LOSSES)]
+    reasons = [f"{b.name}: {b.unavailable()}" for b in rows]
+    return "; ".join(reasons) or "no backend serves them"
+
+
 def _forget() -> None:
-    for known in _KERNELS.values():
+    for known in _CHOSEN.values():
         known.clear()
+    _LOSS_KERNELS.clear()
 
 
 @contextlib.contextmanager
@@ -109,7 +172,7 @@ def use(name: str) -> Iterator[None]:
 
 def active(device: str | torch.device = "cpu", operators: str = LOSSES) -> str:
     """The name of the backend that serves a device's ``"losses"`` or ``"linalg"``."""
-    return _choose(torch.device(device).type, operators, _wanted)
+    return _choose(torch.device(device).type, operators, _wanted).name
 
 
 def describe() -> str:

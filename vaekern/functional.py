@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _checks, joined, ops, reference
 from .backends import has_kernel
 from .joined import Joined
-from .ops import ACTIVATIONS, COVARIANCES, OBJECTIVES, REDUCTIONS, Options
+from .ops import ACTIVATIONS, COVARIANCES, NO_TRACKING, OBJECTIVES, REDUCTIONS, Options, Track
 
 BATCH_COUPLED = (OBJECTIVES["iso-i"], OBJECTIVES["diag-i"])  # a sample's term depends on the others
 SMALLEST_EPS = 1e-30  # eps keeps log(0 + eps) and 1 / (0 + eps) finite in float32
@@ -476,7 +476,7 @@ def gaussian_vae_loss(
     known: Joined | None,
     want_statistics: bool = True,
     logvar_name: str = "x_logvar",  # what the caller knows it as
-    track: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0),
+    track: Track = NO_TRACKING,
 ) -> tuple[Tensor, Tensor | None, Joined | None]:
     """What :class:`vaekern.GaussianVAELoss` evaluates: (loss, statistics vector of reference.loss,
     the joined batch where this is a part of one).
@@ -484,7 +484,7 @@ def gaussian_vae_loss(
     track = (last, running, momentum): the buffers of the decoder's variance, to be updated.  Where
     the kernel does it and ``want_statistics`` is False, the statistics are not made (None)."""
     alone = process_group is None and known is None
-    if alone and has_kernel("cpu"):
+    if alone:
         found = ops.direct_loss(
             options, beta, x_hat, x, x_logvar, mu, logvar, scale_tril, want_statistics, track
         )
@@ -501,25 +501,19 @@ def gaussian_vae_loss(
         _checks.same_batch(x, mu)
     if x_logvar is not None:
         x_logvar = _expand_x_logvar(logvar_name, x_logvar, x)
-    statistics: Tensor | None
-    variance = None
     if alone:
-        value, statistics = ops.loss(
+        return *ops.loss(
             options, _kernel(x_hat), narrow, beta, x_hat, x, x_logvar, mu, logvar,
-            scale_tril, want_statistics=want_statistics or track[0] is not None,
-        )  # fmt: skip
-        if x.shape[0] and statistics is not None:  # an empty batch says nothing
-            variance = statistics[3 * x.shape[0] :]
-    else:
-        value, statistics, known = _joint_loss(
-            options, process_group, known, narrow, beta, x_hat, x, x_logvar, mu, logvar,
-            scale_tril,
-        )  # fmt: skip
-        variance = joined.tracked(known)
+            scale_tril, want_statistics=want_statistics, track=track,
+        ), None  # fmt: skip
+    value, statistics, known = _joint_loss(
+        options, process_group, known, narrow, beta, x_hat, x, x_logvar, mu, logvar,
+        scale_tril,
+    )  # fmt: skip
     last, running, momentum = track
-    if last is not None and running is not None and variance is not None:
+    if last is not None and running is not None:
         with torch.no_grad():
-            ops.track(last, running, variance, momentum)
+            ops.update(last, running, joined.tracked(known), momentum)
     return value, statistics, known
 
 

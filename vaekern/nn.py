@@ -22,7 +22,6 @@ X_LOGVAR_MIN = -20.0  # sigma = 4.5e-5: below it 1 / sigma^2 eats float32's digi
 _F32 = torch.float32
 MOMENTUM = 0.1  # of the running variance, as torch's BatchNorm
 _OPTIONS = ("covariance", "estimate", "reduction", "activation", "logvar_clamp", "x_shape")
-_NO_TRACKING: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
 
 
 class GaussianVAELoss(nn.Module):
@@ -259,7 +258,7 @@ class GaussianVAELoss(nn.Module):
         if not (isinstance(x_hat, Tensor) and isinstance(x, Tensor) and isinstance(mu, Tensor)):
             _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
         options, weight, training = self._options, None, self.training
-        track, group, known, parts = _NO_TRACKING, None, None, self._parts
+        track, group, known, parts = ops.NO_TRACKING, None, None, self._parts
         if beta is not None:
             if isinstance(beta, Tensor):
                 weight = _checks.beta_tensor(beta, mu)
@@ -284,7 +283,7 @@ class GaussianVAELoss(nn.Module):
             )
         if parts is not None:
             known, want_statistics = parts.joined, True
-            parts.group, parts.track, group, track = group, track, None, _NO_TRACKING
+            parts.group, parts.track, group, track = group, track, None, ops.NO_TRACKING
         found = functional.gaussian_vae_loss(
             options, x_hat, x, mu, logvar, x_logvar, scale_tril, weight, group, known,
             want_statistics, "variance" if self.estimate == "fixed" else "x_logvar", track,
@@ -351,7 +350,7 @@ class GaussianVAELoss(nn.Module):
         last, running, momentum = track
         if last is not None and running is not None:
             with torch.no_grad():
-                ops.track(last, running, joined.tracked(whole), momentum)
+                ops.update(last, running, joined.tracked(whole), momentum)
 
     def _decoder_logvar(self, x_logvar: Tensor | None, x: Tensor) -> Tensor:
         if not self._takes_x_logvar:

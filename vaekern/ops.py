@@ -7,10 +7,11 @@ only scales them.  ``vaekern::loss_backward`` recomputes them from the inputs: f
 upstream gradients, half precision (one rounding, after the upstream factor) and second backward
 passes. ``vaekern::sample`` and its backward draw z and the KL in one pass.
 
-A backend fills the slots of these operators; nothing here knows a formula.  In plain eager mode the
-CPU kernels are called straight from autograd, past the dispatcher, whose argument handling costs a
-good part of what the kernel does at 64 x 784; under torch.compile, tracing and dispatch modes the
-operator itself is what runs.  Both run the same kernel with the same arguments.
+A backend fills the slots of these operators (backends.LossKernels); nothing here knows a formula.
+In plain eager mode the kernels are called straight from autograd, past the dispatcher, whose
+argument handling costs a good part of what the kernel does at 64 x 784; under torch.compile,
+tracing and dispatch modes the operator itself is what runs.  Both run the same kernel with the same
+arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import cpu, reference
+from . import backends, cpu, reference
 
 #: Rows of the objective table: name -> code shared with csrc/core.h. A new objective is one row
 #: here, one term per language (csrc/terms.h, reference.py).
@@ -33,6 +34,9 @@ OBJECTIVE_NAMES = {code: name for name, code in OBJECTIVES.items()}
 ACTIVATION_NAMES = {code: name for name, code in ACTIVATIONS.items()}
 REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
 _FIRST_ROWWISE = REDUCTIONS["none"]  # from here on the upstream gradient is not one number
+#: (last, running, momentum): the buffers of the decoder's variance, to be updated.
+Track = tuple[Tensor | None, Tensor | None, float]
+NO_TRACKING: Track = (None, None, 0.0)
 UNBOUNDED = 3e38  # finite, so that compilers can print it
 
 
@@ -176,17 +180,17 @@ def _register() -> None:
     torch.library.register_fake("vaekern::loss_backward", _loss_backward, lib=_lib)
     torch.library.register_fake("vaekern::sample", _sample, lib=_lib)
     torch.library.register_fake("vaekern::sample_backward", _sample_backward, lib=_lib)
-    core = cpu.core
-    if core is None:
-        return
+    for key in ("CPU", "CUDA"):
+        device = key.lower()
+        _lib.impl("loss", _on(device, _loss, "loss"), key)
+        _lib.impl("loss_backward", _on(device, _loss_backward, "loss"), key)
+        _lib.impl("sample", _on(device, _sample, "sample"), key)
+        _lib.impl("sample_backward", _on(device, _sample_backward, "sample_backward"), key)
 
-    def bind(body: Any, native: Any) -> Any:
-        return lambda *args: body(*args, run=native)
 
-    _lib.impl("loss", bind(_loss, core.loss), "CPU")
-    _lib.impl("loss_backward", bind(_loss_backward, core.loss), "CPU")
-    _lib.impl("sample", bind(_sample, core.sample), "CPU")
-    _lib.impl("sample_backward", bind(_sample_backward, core.sample_backward), "CPU")
+def _on(device: str, body: Any, slot: str) -> Any:
+    """An operator's implementation: the body with the slot of the backend in use."""
+    return lambda *args: body(*args, run=getattr(backends.any_loss_kernels(device), slot))
 
 
 _register()
@@ -294,12 +298,13 @@ def _writes_early(reduction: int, narrow: bool) -> bool:
 
 
 class _DirectLoss(torch.autograd.Function):
-    """The CPU kernel past the dispatcher; every line here is paid for at 64 x 784."""
+    """A kernel past the dispatcher; every line here is paid for at 64 x 784."""
 
     @staticmethod
     def forward(ctx, call, x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar):
-        options, early, shape, dtype, statistics, beta, last, running, momentum = call
-        value = torch.empty(shape, dtype=dtype)
+        kernels, options, early, shape, dtype, statistics, beta, last, running, momentum = call
+        like = x_hat if mu is None else mu
+        value = torch.empty(shape, dtype=dtype, device=like.device)
         if early:
             empty_like = torch.empty_like
             _, n_x_hat, n_x, n_x_logvar, n_mu, n_logvar, n_tril, n_m, n_p = ctx.needs_input_grad
@@ -315,7 +320,7 @@ class _DirectLoss(torch.autograd.Function):
             )
         else:
             grads = _NONE8
-        _native_loss(
+        kernels.loss(
             x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta, None, value,
             statistics, *grads, last, running, momentum, *options, torch.get_num_threads(),
         )  # fmt: skip
@@ -323,7 +328,7 @@ class _DirectLoss(torch.autograd.Function):
         ctx.save_for_backward(
             x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar, beta
         )
-        ctx.options = options
+        ctx.kernels, ctx.options = kernels, options
         ctx.grads = grads if early else None
         return value
 
@@ -336,13 +341,17 @@ class _DirectLoss(torch.autograd.Function):
         if grads is not None:
             if upstream.is_neg():
                 upstream = upstream.resolve_neg()
-            _native_scale(*grads, upstream, torch.get_num_threads())
+            ctx.kernels.scale(*grads, upstream, torch.get_num_threads())
         else:
             mask = 0
             for i, needed in enumerate(ctx.needs_input_grad[1:]):
                 mask |= needed << i
+            args = (upstream, *ctx.saved_tensors, *ctx.options, mask)
             with torch.no_grad():
-                found = _loss_backward_op(upstream, *ctx.saved_tensors, *ctx.options, mask)
+                if _plain(upstream):
+                    found = _loss_backward(*args, run=ctx.kernels.loss)
+                else:
+                    found = _loss_backward_op(*args)
             grads = _spread(mask, found, 8)
         if torch.is_grad_enabled():  # create_graph=True
             grads = _once(grads, upstream, *ctx.saved_tensors)
@@ -350,8 +359,6 @@ class _DirectLoss(torch.autograd.Function):
 
 
 _NONE8 = (None,) * 8
-_native_loss: Any = getattr(cpu.core, "loss", None)
-_native_scale: Any = getattr(cpu.core, "scale", None)
 _native_check: Any = getattr(cpu.core, "check", None)
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -380,11 +387,15 @@ def direct_loss(
     logvar: Tensor | None,
     scale_tril: Tensor | None,
     want_statistics: bool,
-    track: tuple[Tensor | None, Tensor | None, float],
+    track: Track,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """(value, statistics or None) in plain eager mode; None where it is not plain, or where an
-    argument is not as the kernel takes it, for the caller to explain."""
+    """(value, statistics or None) from the CPU kernel in plain eager mode; None where it is not
+    plain or not the CPU's, or where an argument is not as the kernel takes it, for the caller to
+    explain."""
     if _is_compiling() or _dispatch_modes() or _transformed():
+        return None
+    kernels = backends.loss_kernels("cpu")
+    if kernels is None or kernels is not cpu.core:
         return None
     # one native call accepts the tensors: 1 narrow, 2 float64; -1 anything out of the ordinary
     flags = _native_check(
@@ -401,20 +412,20 @@ def direct_loss(
     rowwise = options[2] >= _FIRST_ROWWISE
     early = not rowwise and not flags & 1 and torch.is_grad_enabled()
     shape = x.shape[:1] if rowwise else ()
-    call = (options, early, shape, dtype, statistics, beta, *track)
+    call = (kernels, options, early, shape, dtype, statistics, beta, *track)
     value = _DirectLoss.apply(call, x_hat, x, x_logvar, mu, logvar, scale_tril, None, None)
     return value, statistics
 
 
 class _Sample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plain, kl, mu, logvar, scale_tril, noise):
+    def forward(ctx, kernels, kl, mu, logvar, scale_tril, noise):
         n = ctx.needs_input_grad
-        ctx.mask, ctx.plain = n[2] | n[3] << 1 | n[4] << 2, plain
+        ctx.mask, ctx.kernels = n[2] | n[3] << 1 | n[4] << 2, kernels  # None: not plain
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, logvar, scale_tril, noise)
-        if plain:
-            out = _sample(mu, logvar, scale_tril, noise, kl, run=_native_sample)
+        if kernels is not None:
+            out = _sample(mu, logvar, scale_tril, noise, kl, run=kernels.sample)
         else:
             out = _sample_op(mu, logvar, scale_tril, noise, kl)
         return tuple(out) if kl else out[0]
@@ -427,18 +438,14 @@ class _Sample(torch.autograd.Function):
         mu, logvar, tril, noise = ctx.saved_tensors
         args = (grad_z, grad_kl, mu, logvar, tril, noise, mask)
         with torch.no_grad():
-            if ctx.plain and _plain(grad_z, grad_kl):
-                grads = _sample_backward(*args, _native_sample_backward)
+            if ctx.kernels is not None and _plain(grad_z, grad_kl):
+                grads = _sample_backward(*args, ctx.kernels.sample_backward)
             else:
                 grads = _sample_backward_op(*args)
         out = _spread(mask, grads, 3)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out = _once(out, *args[:-1])
         return None, None, *out, None
-
-
-_native_sample: Any = getattr(cpu.core, "sample", None)
-_native_sample_backward: Any = getattr(cpu.core, "sample_backward", None)
 
 
 # ------------------------------------------------------------------ what functional calls
@@ -458,9 +465,10 @@ def loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     want_statistics: bool = False,
+    track: Track = NO_TRACKING,
 ) -> tuple[Tensor, Tensor | None]:
     """(value, statistics) as in reference.loss, by the kernel or by the reference; where the
-    statistics are not wanted they may be None."""
+    statistics are not wanted they may be None.  ``track`` is updated as in direct_loss."""
     tensors = (x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar)
     if kernel and not _transformed():
         if _plain(*tensors, beta):
@@ -470,17 +478,23 @@ def loss(
             dims = options.reduction == REDUCTIONS["dims"]
             shape = like.shape[1:] if dims else like.shape[:1] if rowwise else ()
             early = not rowwise and not narrow and torch.is_grad_enabled()
-            statistics = None
-            if want_statistics:
+            statistics, here = None, _in_kernel(track, like)
+            if want_statistics or here is not track:
                 statistics = _loss_outputs(x, mu, dtype, options.objective, 0)[1]
-            call = (options, early, shape, dtype, statistics, beta, None, None, 0.0)
-            return _DirectLoss.apply(call, *tensors), statistics
+            kernels = backends.loss_kernels(like.device.type)
+            call = (kernels, options, early, shape, dtype, statistics, beta, *here)
+            value = _DirectLoss.apply(call, *tensors)
+            if statistics is not None and here is not track:
+                _track(x, statistics, track)
+            return value, statistics
         if not torch.is_grad_enabled():  # no gradient is written
             out = _loss_op(*tensors, beta, *options, 0)
-            return out[0], out[1]
-        return _Loss.apply(*options, narrow, beta, *tensors)
+        else:
+            out = _Loss.apply(*options, narrow, beta, *tensors)
+        _track(x, out[1], track)
+        return out[0], out[1]
     clamp = (options.logvar_min, options.logvar_max)
-    return reference.loss(
+    value, found = reference.loss(
         x_hat, x, x_logvar, mu, logvar, scale_tril, prior_mu, prior_logvar,
         options.beta if beta is None else beta,
         objective=OBJECTIVE_NAMES[options.objective],
@@ -490,6 +504,26 @@ def loss(
         logvar_clamp=None if clamp == (-UNBOUNDED, UNBOUNDED) else clamp,
         x_logvar_min=options.x_logvar_min,
     )  # fmt: skip
+    _track(x, found, track)
+    return value, found
+
+
+def _in_kernel(track: Track, like: Tensor) -> Track:
+    """``track`` where the kernel can update the buffers as they are, else nothing."""
+    last, running, _ = track
+    if last is None or running is None:
+        return track
+    plain = last.dtype in (torch.float32, torch.float64) and last.dtype == running.dtype
+    dense = last.is_contiguous() and running.is_contiguous()
+    return track if plain and dense and last.device == like.device else NO_TRACKING
+
+
+def _track(x: Tensor | None, statistics: Tensor, track: Track) -> None:
+    last, running, momentum = track
+    if last is None or running is None or x is None or not x.shape[0]:
+        return  # an empty batch says nothing
+    with torch.no_grad():
+        update(last, running, statistics[3 * x.shape[0] :], momentum)
 
 
 def sample(
@@ -503,7 +537,8 @@ def sample(
     """z, or (z, KL [B])."""
     if kernel and not _transformed():
         plain = _plain(mu, logvar, scale_tril, noise)
-        return _Sample.apply(plain, kl, mu, logvar, scale_tril, noise)
+        kernels = backends.loss_kernels(mu.device.type) if plain else None
+        return _Sample.apply(kernels, kl, mu, logvar, scale_tril, noise)
     z = reference.reparameterize(mu, logvar, scale_tril, noise)
     if not kl:
         return z
@@ -513,9 +548,9 @@ def sample(
     return z, reference.gaussian_kl(mu, logvar).flatten(1).sum(1)
 
 
-def track(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
+def update(last: Tensor, running: Tensor, variance: Tensor, momentum: float) -> None:
     """last <- variance; running <- variance the first time (it is 0 until then), then its moving
-    average.  The direct path does the same in the kernel."""
+    average.  The kernels do the same where they are called directly."""
     variance = variance.view(last.shape).to(last.dtype)
     good = variance.isfinite()  # a bad batch leaves the estimates as they were
     weight = torch.where(running > 0, momentum, 1.0).to(running.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -424,3 +425,31 @@ def test_diag_i_refuses_another_data_shape() -> None:
     loss_fn(X + 1, X, MU, MU)
     with pytest.raises(ValueError, match=r"samples of shape \[3\]"):
         loss_fn(torch.zeros(4, 5), torch.zeros(4, 5), MU, MU)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
+def test_copies_share_the_process_group_and_a_pickle_says_no() -> None:
+    plain = GaussianVAELoss("iso-i", "learned", process_group=False)
+    assert copy.deepcopy(plain).process_group is False
+    assert pickle.loads(pickle.dumps(plain)).x_logvar.equal(plain.x_logvar)  # our own bytes
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        group = torch.distributed.new_group([0])
+        loss_fn = GaussianVAELoss("iso-i", "learned", variance=0.5, process_group=group)
+        model = torch.nn.ModuleDict({"first": loss_fn, "again": loss_fn})
+        copied = torch.optim.swa_utils.AveragedModel(model).module
+        assert copied["first"] is copied["again"] is not loss_fn
+        assert copied["first"].process_group is group
+        with torch.no_grad():
+            loss_fn.x_logvar.fill_(3.0)
+        assert copied["first"].x_logvar.item() == pytest.approx(math.log(0.5))
+        x_hat, x, mu, logvar = _batch(4, 3)
+        copied["first"](x_hat, x, mu, logvar).backward()
+        assert copied["first"].x_logvar.grad is not None
+        with pytest.raises(TypeError, match=r"holds a process_group must not be pickled.*state_di"):
+            pickle.dumps(copied)
+        copied["first"].process_group = None
+        assert pickle.loads(pickle.dumps(copied["first"])).process_group is None
+    finally:
+        torch.distributed.destroy_process_group()

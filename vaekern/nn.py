@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 import weakref
@@ -55,7 +56,8 @@ class GaussianVAELoss(nn.Module):
         check_finite: raise on NaN or infinite inputs; synchronises the device, and is left out by
             torch.compile.
         process_group: the processes whose batches are one batch while training: None = the
-            default group when torch.distributed is initialised; False = this process alone.
+            default group when torch.distributed is initialised; False = this process alone. A
+            deep copy shares the group; a module that holds one cannot be pickled.
 
     Call:
         ``loss_fn(x_hat, x, mu, logvar)`` with x_hat [B, ...] or [L, B, ...], x [B, ...], mu and
@@ -421,6 +423,21 @@ class GaussianVAELoss(nn.Module):
                 "GaussianVAELoss (a call takes beta=)"
             )
         super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GaussianVAELoss:
+        if self.process_group is not None:
+            memo[id(self.process_group)] = self.process_group  # connections have no copies
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group not in (None, False):
+            raise TypeError(
+                "a loss that holds a process_group must not be pickled, got "
+                f"{self.process_group!r}; save its state_dict(), or set process_group = None first"
+            )
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -82,6 +82,21 @@ def test_posterior_samples_average_the_squared_residuals() -> None:
     torch.testing.assert_close(components.reconstruction, expected.detach())
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_drawn_noise_is_what_the_forward_would_draw(samples: int) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(ObjectiveConfig(posterior_samples=samples), SMALL)
+    vae = VAE.from_config(config, (5,))
+    x = torch.randn(7, 5)
+    noise = vae.draw_noise(7, torch.Generator().manual_seed(3))
+    assert vae(x, noise=noise).loss.equal(vae(x, generator=torch.Generator().manual_seed(3)).loss)
+    part = noise[..., 2:4, :]  # of the samples 2 and 3
+    z = vae.eval().encoder(x[2:4])[0] + torch.exp(0.5 * vae.encoder(x[2:4])[1]) * part
+    x_hat = vae.decode(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+    squares = (x_hat - x[2:4]).square().reshape(samples, 2, 5).mean(0).sum(1).mean()
+    torch.testing.assert_close(vae(x[2:4], noise=part).mse, squares.detach())
+
+
 def test_activation_is_applied_once() -> None:
     torch.manual_seed(0)
     vae = VAE.from_config(ModelConfig(network=SMALL), (1, 4, 4), value_range=(0.0, 1.0))

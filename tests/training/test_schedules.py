@@ -128,7 +128,7 @@ def test_warmed_up_steps_are_those_of_a_loss_with_that_beta(make_config: Make) -
         (0.75, KLTerm(KLConfig(), beta=0.75, epochs=1, steps=10)),
     ):
         vae = small_vae(make_config, beta=beta)
-        noise = torch.Generator().manual_seed(1)
+        noise = vae.draw_noise(6, torch.Generator().manual_seed(1))
         found = term.components(vae, x, *vae.encode(x), 3, noise)
         found.loss.backward()
         gradients.append([found.loss.detach(), *(p.grad for p in vae.parameters())])
@@ -208,7 +208,8 @@ def test_shaped_kl_joins_the_loss_s_reconstruction(
     x = torch.rand(6, 1, 4, 4)
     term = KLTerm(config, beta=4.0, epochs=2, steps=5)
     mu, logvar = vae.encode(x)
-    found = term.components(vae, x, mu, logvar, 5, torch.Generator().manual_seed(1))
+    noise = vae.draw_noise(6, torch.Generator().manual_seed(1))
+    found = term.components(vae, x, mu, logvar, 5, noise)
     plain = vae.components(x, mu, logvar, generator=torch.Generator().manual_seed(1))
     charged = free_bits_kl(mu, logvar, 0.05) if config.free_bits else capacity_kl(mu, logvar, 1.5)
     torch.testing.assert_close(found.loss, plain.loss - 4.0 * plain.kl + 4.0 * charged)

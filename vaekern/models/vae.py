@@ -267,14 +267,18 @@ class VAE(Shareable):
         *,
         beta: float | Tensor | None = None,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> LossComponents:
         """The loss and its components for one batch x [B, *sample_shape].
+
+        z is drawn with `generator`, or made of `noise`, normal numbers [B, d] or [L, B, d]:
+        for compiled networks, and for several processes that share a batch.
 
         Returns what `GaussianVAELoss.components` returns: .loss carries the graph; .reconstruction,
         .kl, .kl_per_dim, .x_logvar and .mse are detached.
         """
         mu, logvar = self.encode(x)
-        return self.components(x, mu, logvar, beta=beta, generator=generator)
+        return self.components(x, mu, logvar, beta=beta, generator=generator, noise=noise)
 
     def components(
         self,
@@ -284,18 +288,27 @@ class VAE(Shareable):
         *,
         beta: float | Tensor | None = None,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> LossComponents:
         """`forward` for a batch that is encoded already, for callers who look at q(z|x) too."""
         if self.posterior_samples == 1:
-            z = functional.reparameterize(mu, logvar, generator=generator)
+            z = functional.reparameterize(mu, logvar, generator=generator, noise=noise)
             x_hat, x_logvar = self._decoder_output(z)
         else:
             z = functional.reparameterize(
-                mu, logvar, samples=self.posterior_samples, generator=generator
+                mu, logvar, samples=self.posterior_samples, generator=generator, noise=noise
             )
             x_hat, x_logvar = self._decoder_output(z.flatten(0, 1))
             x_hat = x_hat.unflatten(0, z.shape[:2])
         return self.loss.components(x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta)
+
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """What `forward` takes as noise for a batch of so many: the numbers it would draw."""
+        like = next(self.parameters())
+        wide = torch.float64 if like.dtype is torch.float64 else torch.float32
+        shape = (self.posterior_samples, batch, self.latent_dim)
+        draws = torch.randn(shape, generator=generator, device=like.device, dtype=wide)
+        return draws[0] if self.posterior_samples == 1 else draws
 
     def decoder_distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(x_hat, x_logvar) of p(x|z), as `functional.gaussian_nll` takes them beside x.

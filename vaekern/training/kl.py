@@ -111,7 +111,7 @@ class KLTerm:
         return None if full is None else full if step >= self.rise else full * step / self.rise
 
     def components(
-        self, vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, step: int, noise: torch.Generator
+        self, vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, step: int, noise: Tensor
     ) -> LossComponents:
         """`VAE.components` with this step's KL term.
 
@@ -121,8 +121,8 @@ class KLTerm:
         capacity, free_bits = self.capacity(step), self.config.free_bits
         if capacity is None and free_bits is None:
             beta = None if step >= self.warmup else self.beta(step)
-            return vae.components(x, mu, logvar, beta=beta, generator=noise)
-        found = vae.components(x, mu, logvar, beta=0.0, generator=noise)
+            return vae.components(x, mu, logvar, beta=beta, noise=noise)
+        found = vae.components(x, mu, logvar, beta=0.0, noise=noise)
         if capacity is not None:
             kl = capacity_kl(mu, logvar, capacity)
         else:

@@ -52,8 +52,9 @@ class Step:
     def __call__(self, x: Tensor, step: int) -> Stepped:
         """Train on a batch [B, ...] after `step` finished ones of this stage."""
         self.controls.optimizer.zero_grad(set_to_none=True)
+        noise = self.vae.draw_noise(len(x), self.noise)
         with autocast(self.precision, x.device):
             mu, logvar = (each.float() for each in self.vae.encode(x))
-            components = self.controls.kl.components(self.vae, x, mu, logvar, step, self.noise)
+            components = self.controls.kl.components(self.vae, x, mu, logvar, step, noise)
         self.controls.step(components.loss)
         return Stepped(components, mu, logvar)

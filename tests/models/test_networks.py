@@ -50,6 +50,36 @@ WAE_ENCODER += bn(128, 256, 512, 1024)
 WAE_DECODER = fc(64, 1024 * 8 * 8) + conv(1024, 512, 5) + conv(512, 256, 5) + conv(256, 128, 5)
 WAE_DECODER += bn(512, 256, 128) + conv(128, 3, 5)
 
+
+def residual(inputs: int, outputs: int) -> int:
+    return 2 * fc(inputs, outputs) + fc(outputs, outputs)
+
+
+def scale(channels: int) -> int:
+    """Two residual blocks of two batch norms, two convolutions and the shortcut's."""
+    return 2 * (2 * bn(channels) + 3 * conv(channels, channels, 3))
+
+
+RESNET_ENCODER = conv(3, 32, 3) + scale(32) + conv(32, 64, 3) + scale(64)
+RESNET_ENCODER += conv(64, 128, 3) + scale(128) + conv(128, 256, 3) + scale(256)
+RESNET_ENCODER += residual(256 * 8 * 8, 512) + residual(512, 512) + fc(512, 128)
+RESNET_DECODER = fc(64, 4096) + conv(1024, 512, 3) + scale(512) + conv(512, 256, 3) + scale(256)
+RESNET_DECODER += conv(256, 128, 3) + scale(128) + conv(128, 64, 3) + scale(64)
+RESNET_DECODER += conv(64, 32, 3) + scale(32) + conv(32, 3, 3)
+
+FACES_ENCODER = conv(3, 128, 5) + conv(128, 256, 5) + conv(256, 512, 5) + conv(512, 1024, 5)
+FACES_ENCODER += bn(256, 512, 1024) + fc(1024 * 8 * 8, 512)
+FACES_DECODER = fc(256, 1024 * 16 * 16) + conv(1024, 512, 5) + conv(512, 256, 5)
+FACES_DECODER += conv(256, 128, 5) + bn(256, 128) + conv(128, 3, 5)
+
+
+def takida(kernel: int, latent_dim: int) -> tuple[int, int]:
+    """Encoder and decoder without their batch norms."""
+    encoder = conv(1, 64, kernel) + conv(64, 128, kernel) + fc(6272, 1024)
+    decoder = fc(latent_dim, 1024) + fc(1024, 6272) + conv(128, 64, kernel) + conv(64, 1, kernel)
+    return encoder + fc(1024, 2 * latent_dim), decoder
+
+
 ROWS = {
     "mlp": Row(
         (1, 8, 8),
@@ -63,6 +93,28 @@ ROWS = {
     "wae": Row((3, 64, 64), 64, WAE_ENCODER + fc(1024 * 8 * 8, 128), WAE_DECODER, (1, 8, 8)),
     "wae-original": Row(
         (3, 64, 64), 64, WAE_ENCODER + fc(1024 * 4 * 4, 128), WAE_DECODER, (1, 16, 16)
+    ),
+    "resnet": Row((3, 64, 64), 64, RESNET_ENCODER, RESNET_DECODER, (1, 4, 4)),
+    "takida-mnist": Row(
+        (1, 28, 28),
+        16,
+        takida(5, 16)[0] + bn(1024),
+        takida(5, 16)[1] + bn(1024, 6272, 64),
+        (1, 4, 4),
+    ),
+    "takida-smoothness": Row((1, 28, 28), 8, *takida(4, 8), (1, 4, 4)),
+    "takida-faces": Row((3, 128, 128), 256, FACES_ENCODER, FACES_DECODER, (1, 16, 16)),
+    "rolinek-conv": Row(
+        (3, 64, 64),
+        32,
+        conv(3, 32, 4) + conv(32, 32, 4) + conv(32, 64, 4) + conv(64, 64, 4) + fc(1024, 64),
+        fc(32, 64)
+        + fc(64, 1024)
+        + conv(64, 64, 4)
+        + conv(64, 32, 4)
+        + conv(32, 32, 4)
+        + conv(32, 3, 4),
+        (1, 16, 16),
     ),
     "rolinek-dsprites": Row(
         (1, 64, 64),
@@ -102,6 +154,14 @@ def test_parameter_counts(name: str) -> None:
     assert parameters(decoder) == row.decoder
 
 
+def test_the_faces_of_celeba_are_half_as_wide() -> None:
+    with torch.device("meta"):
+        encoder, decoder = networks.takida_faces((3, 64, 64), 64)
+    large = ROWS["takida-faces"]
+    assert parameters(encoder) == large.encoder - fc(1024 * 8 * 8, 512) + fc(1024 * 4 * 4, 128)
+    assert parameters(decoder) == large.decoder - fc(256, 1024 * 16 * 16) + fc(64, 1024 * 8 * 8)
+
+
 def test_parameter_counts_of_the_second_stage() -> None:
     encoder, decoder = networks.second_stage(64, width=1024)
     assert parameters(encoder) == 2_305_152
@@ -112,12 +172,13 @@ def test_parameter_counts_of_the_second_stage() -> None:
 def test_a_training_step_at_the_sizes_of_the_paper(name: str) -> None:
     """Two images there and back, and every parameter hears of the loss."""
     row = ROWS[name]
-    encoder, decoder = networks.build(name, row.shape, row.latent_dim, output="linear")
+    latents = 8  # the papers' numbers cost time, and only in the layers that are counted above
+    encoder, decoder = networks.build(name, row.shape, latents, output="linear")
     loss = GaussianVAELoss("iso-i", "mle", activation="sigmoid")
-    vae = VAE(encoder, decoder, loss, row.latent_dim)
+    vae = VAE(encoder, decoder, loss, latents)
     x = torch.rand(2, *row.shape)
     mu, logvar = vae.encode(x)
-    assert mu.shape == logvar.shape == (2, row.latent_dim)
+    assert mu.shape == logvar.shape == (2, latents)
     vae.components(x, mu, logvar).loss.backward()
     for parameter_name, parameter in vae.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -151,10 +212,55 @@ def test_the_linear_network_is_linear_and_tanh_is_tanh() -> None:
     torch.testing.assert_close(decoder(z), z @ decoder.head.weight.T + decoder.head.bias)
 
     _, decoder = networks.build("rolinek-mnist", (3,), 2, output="linear")
-    first, second = decoder.dense[0], decoder.dense[2]
+    first, second = decoder.body[0], decoder.body[2]
     hidden = torch.tanh(z @ first.weight.T + first.bias)
     hidden = torch.tanh(hidden @ second.weight.T + second.bias)
     torch.testing.assert_close(decoder(z), hidden @ decoder.head.weight.T + decoder.head.bias)
+
+
+def test_residual_blocks_by_hand() -> None:
+    encoder, decoder = networks.resnet((1, 4, 4), 2, base_width=3, blocks=1, scales=1)
+    encoder.eval()
+    x = torch.randn(2, 1, 4, 4)
+    first, block, _, dense = encoder.body
+    features = first(x)
+    one, two = block[0].layers[2], block[0].layers[5]
+    norm = 1 / math.sqrt(1 + 1e-5)  # batch norm before training, in evaluation
+    hidden = F.conv2d((norm * features).clamp(0), one.weight, one.bias, padding=1)
+    hidden = F.conv2d((norm * hidden).clamp(0), two.weight, two.bias, padding=1)
+    shortcut = block[0].shortcut
+    features = hidden + F.conv2d(features, shortcut.weight, shortcut.bias, padding=1)
+    flat = features.flatten(1)
+    one, two, shortcut = dense[0].layers[1], dense[0].layers[3], dense[0].shortcut
+    hidden = F.linear(F.linear(flat.clamp(0), one.weight, one.bias).clamp(0), two.weight, two.bias)
+    hidden = hidden + F.linear(flat, shortcut.weight, shortcut.bias)
+    mu, log_std = F.linear(hidden, encoder.head.weight, encoder.head.bias).chunk(2, 1)
+    torch.testing.assert_close(encoder(x)[0], mu)
+    torch.testing.assert_close(encoder(x)[1], 2 * log_std)
+    assert momenta(encoder) == momenta(decoder) == {1e-3}
+    bound = math.sqrt(6 / (9 * (3 + 3)))
+    assert 0.9 * bound < block[0].shortcut.weight.abs().max() <= bound
+
+
+def test_resnet_takes_the_papers_scales_and_pools_on_request() -> None:
+    for side, strides in ((32, 2), (64, 3)):
+        encoder, _ = networks.resnet((1, side, side), 2, base_width=2)
+        layers = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+        assert sum(layer.stride == (2, 2) for layer in layers) == strides
+    _, decoder = networks.resnet((1, 32, 32), 2)
+    assert decoder.body[0].out_features == 2048  # the paper's number; 4096 for 64x64 in the table
+    pooled, _ = networks.resnet((1, 8, 8), 2, base_width=2, pool=True)
+    assert pooled.body[-1][0].shortcut.in_features == 8
+    assert pooled(torch.rand(2, 1, 8, 8))[0].shape == (2, 2)
+
+
+def test_the_variance_of_a_sample_sees_the_mean_of_the_features() -> None:
+    _, decoder = networks.takida_faces((1, 16, 16), 2, variance_head="sample")
+    nn.init.ones_(decoder.x_logvar.weight)
+    decoder.eval()
+    z = torch.randn(3, 2)
+    expected = decoder.body(z).mean((2, 3)).sum(1)  # [3, 128, 16, 16], and log 1 = 0
+    torch.testing.assert_close(decoder(z)[1], expected)
 
 
 def test_an_image_may_be_wider_than_high() -> None:
@@ -218,7 +324,7 @@ def test_infogan_starts_as_the_original() -> None:
     # A normal cut at two standard deviations keeps 0.8796 of its deviation.
     assert convolution.std().item() == pytest.approx(0.8796 * 0.02, rel=0.01)
     assert decoder.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert decoder.upsample[0].weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert decoder.body[3].weight.std().item() == pytest.approx(0.02, rel=0.01)
     for module in [*encoder.modules(), *decoder.modules()]:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.eps == 1e-5
@@ -346,6 +452,18 @@ def test_second_stage_heads_see_input_and_hidden_layers() -> None:
         (("infogan", (64,), 2), {}, r"got \(64,\); use the network 'mlp'"),
         (("wae", (3, 28, 28), 2), {}, r"'wae' .* by 8, .* 32 x 32 or resize \(--image-size 32\),"),
         (("wae-original", (3, 8, 32), 2), {}, "'wae-original' .* to 16 x 32, or use"),
+        (
+            ("resnet", (1, 28, 28), 2),
+            {},
+            "'resnet' .* power of two, at least 4, .* to 32 x 32 or resize .--image-size 32.",
+        ),
+        (("resnet", (1, 32, 64), 2), {}, "pad the images to 64 x 64 or"),
+        (("resnet", (3, 4, 4), 2), {"scales": 4}, "at least 8, got .* to 8 x 8"),
+        (("resnet", (3, 4, 4), 2), {"blocks": 0}, "base_width, blocks and scales must be at least"),
+        (("takida-mnist", (1, 28, 28), 2), {"kernel": 1}, "kernel must be at least 2, .* got 1"),
+        (("takida-smoothness", (1, 30, 28), 2), {}, "'takida-smoothness' .* to 32 x 28, or use"),
+        (("takida-faces", (3, 72, 72), 2), {}, "'takida-faces' .* by 16, .* to 80 x 80 or"),
+        (("rolinek-conv", (3, 28, 28), 2), {}, "'rolinek-conv' .* to 32 x 32 or"),
         (("wae", (3, 32, 32), 2), {"form": "x"}, "form must be one of dai-wipf, tolstikhin, got"),
         (("mlp", (4,), 2), {"encoder_widths": (3, 0)}, "encoder_widths must hold sizes of at"),
         (("mlp", (4,), 2), {"decoder_activation": "x"}, "decoder_activation must be relu or tanh"),

@@ -21,7 +21,10 @@ from torch import nn
 from vaekern.models.networks.heads import DecoderOptions
 from vaekern.models.networks.infogan import infogan
 from vaekern.models.networks.mlp import mlp
+from vaekern.models.networks.resnet import resnet
+from vaekern.models.networks.rolinek import rolinek_conv
 from vaekern.models.networks.second_stage import second_stage
+from vaekern.models.networks.takida import takida_faces, takida_mnist
 from vaekern.models.networks.wae import wae
 
 Builder = Callable[..., tuple[nn.Module, nn.Module]]
@@ -31,6 +34,10 @@ NETWORKS: dict[str, Builder] = {
     "infogan": infogan,
     "wae": wae,
     "wae-original": functools.partial(wae, form="tolstikhin"),
+    "resnet": resnet,
+    "takida-mnist": takida_mnist,
+    "takida-smoothness": functools.partial(takida_mnist, kernel=4, batch_norm=False),
+    "takida-faces": takida_faces,
     "rolinek-dsprites": functools.partial(
         mlp,
         encoder_widths=(1200, 1200),
@@ -47,6 +54,7 @@ NETWORKS: dict[str, Builder] = {
         encoder_activation="tanh",
         decoder_activation="tanh",
     ),
+    "rolinek-conv": rolinek_conv,
     "linear": functools.partial(mlp, encoder_widths=(), decoder_widths=()),
 }
 
@@ -79,4 +87,15 @@ def build(
     return builder(sample_shape, latent_dim, **options)
 
 
-__all__ = ["NETWORKS", "build", "infogan", "mlp", "second_stage", "wae"]
+__all__ = [
+    "NETWORKS",
+    "build",
+    "infogan",
+    "mlp",
+    "resnet",
+    "rolinek_conv",
+    "second_stage",
+    "takida_faces",
+    "takida_mnist",
+    "wae",
+]

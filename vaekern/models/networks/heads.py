@@ -26,9 +26,9 @@ class DecoderOptions(TypedDict, total=False):
     output: "sigmoid" (the default) for data in [0, 1]; "linear" otherwise, or where the loss
         applies the activation itself.
     variance_head: None; "sample" for one x_logvar per sample, [B] (learned iso-d), a linear layer
-        on the decoder's first hidden units (in `mlp`, the last); "element" for one per element, x's
-        shape (learned diag-d), a second layer of the kind that makes x_hat, beside it. The variance
-        depends on z, never on x itself.
+        on the decoder's last features, averaged over their positions; "element" for one per
+        element, x's shape (learned diag-d), a second layer of the kind that makes x_hat, on the
+        same features. The variance depends on z, never on x itself.
     initial_variance: 1.0 by default, the variance that the head returns before it is trained.
     """
 
@@ -62,20 +62,17 @@ class Decoder(nn.Module):
 
     Args:
         sample_shape: of x.
-        dense: z to hidden units [B, units].
-        upsample: hidden units to the features under the last layer.
+        body: z to the features under the last layer, [B, units] or [B, units, H, W].
         make_head: makes that last layer, which returns as many numbers as x has; called a second
             time for the variance of each element.
-        units: the number of hidden units.
+        units: of the features.
         options: those of every network, see `DecoderOptions`.
     """
 
     def __init__(
         self,
         sample_shape: Sequence[int],
-        *,
-        dense: nn.Module,
-        upsample: nn.Module,
+        body: nn.Module,
         make_head: Callable[[], nn.Linear | nn.Conv2d | nn.ConvTranspose2d],
         units: int,
         options: DecoderOptions,
@@ -84,23 +81,22 @@ class Decoder(nn.Module):
         self.sample_shape = tuple(sample_shape)
         self.output = options.get("output", "sigmoid")
         self.variance_head = options.get("variance_head")
-        self.dense = dense
-        self.upsample = upsample
+        self.body = body
         self.head = make_head()
         if self.variance_head is not None:
             self.x_logvar = nn.Linear(units, 1) if self.variance_head == "sample" else make_head()
             start_constant(self.x_logvar, math.log(options.get("initial_variance", 1.0)))
 
     def forward(self, z: Tensor) -> DecoderOutput:
-        hidden = self.dense(z)
-        features = self.upsample(hidden)
+        features = self.body(z)
         logits = self.head(features).reshape(-1, *self.sample_shape)
         x_hat = torch.sigmoid(logits) if self.output == "sigmoid" else logits
         if self.variance_head is None:
             return x_hat
-        if self.variance_head == "sample":
-            return x_hat, self.x_logvar(hidden).squeeze(1)
-        return x_hat, self.x_logvar(features).reshape(-1, *self.sample_shape)
+        if self.variance_head == "element":
+            return x_hat, self.x_logvar(features).reshape(-1, *self.sample_shape)
+        pooled = features.flatten(2).mean(2) if features.dim() > 2 else features
+        return x_hat, self.x_logvar(pooled).squeeze(1)
 
 
 def check_options(sample_shape: Sequence[int], latent_dim: int, options: DecoderOptions) -> None:
@@ -127,14 +123,36 @@ def _choice(name: str, given: Any, known: Sequence[str | None]) -> None:
 
 def check_sides(network: str, sample_shape: Sequence[int], divisor: int) -> None:
     """Raise one clear ValueError for anything but images whose sides the divisor divides."""
-    wanted = f"network {network!r} needs sample_shape (C, H, W) with H and W divisible by {divisor}"
-    if len(sample_shape) != 3:
-        raise ValueError(f"{wanted}, got {tuple(sample_shape)}; use the network 'mlp'")
-    height, width = (-(-side // divisor) * divisor for side in sample_shape[1:])
-    if (height, width) != tuple(sample_shape[1:]):
+    _check_image(
+        f"network {network!r} needs sample_shape (C, H, W) with H and W divisible by {divisor}",
+        sample_shape,
+        lambda height, width: (-(-height // divisor) * divisor, -(-width // divisor) * divisor),
+    )
+
+
+def check_power_of_two(network: str, sample_shape: Sequence[int], least: int) -> None:
+    """Raise one clear ValueError for anything but square images, their side a power of two."""
+
+    def nearest(height: int, width: int) -> tuple[int, int]:
+        side = max(2 ** (max(height, width) - 1).bit_length(), least)
+        return side, side
+
+    wanted = f"(C, H, H) with H a power of two, at least {least}"
+    _check_image(f"network {network!r} needs sample_shape {wanted}", sample_shape, nearest)
+
+
+def _check_image(
+    wanted: str, sample_shape: Sequence[int], nearest: Callable[[int, int], tuple[int, int]]
+) -> None:
+    """`nearest` gives the sides that an image has to be padded to: its own where they are right."""
+    shape = tuple(sample_shape)
+    if len(shape) != 3:
+        raise ValueError(f"{wanted}, got {shape}; use the network 'mlp'")
+    height, width = nearest(shape[1], shape[2])
+    if (height, width) != shape[1:]:
         resize = f" or resize (--image-size {height})" if height == width else ""
         raise ValueError(
-            f"{wanted}, got {tuple(sample_shape)}; pad the images to {height} x {width}{resize}, "
+            f"{wanted}, got {shape}; pad the images to {height} x {width}{resize}, "
             "or use the network 'mlp'"
         )
 

@@ -120,10 +120,10 @@ def infogan(
     )
     decoder = Decoder(
         sample_shape,
-        dense=nn.Sequential(
-            _linear(latent_dim, WIDTH), nn.BatchNorm1d(WIDTH, **BATCH_NORM), nn.ReLU()
-        ),
-        upsample=nn.Sequential(
+        nn.Sequential(
+            _linear(latent_dim, WIDTH),
+            nn.BatchNorm1d(WIDTH, **BATCH_NORM),
+            nn.ReLU(),
             _linear(WIDTH, features),
             nn.BatchNorm1d(features, **BATCH_NORM),
             nn.ReLU(),
@@ -132,8 +132,8 @@ def infogan(
             nn.BatchNorm2d(64, **BATCH_NORM),
             nn.ReLU(),
         ),
-        make_head=lambda: _deconvolution(64, channels),
-        units=WIDTH,
-        options=options,
+        lambda: _deconvolution(64, channels),
+        64,
+        options,
     )
     return encoder, decoder

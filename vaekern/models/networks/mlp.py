@@ -45,8 +45,7 @@ def mlp(
 ) -> tuple[Encoder, Decoder]:
     """A fully connected encoder and decoder, for any `sample_shape`.
 
-    The encoder's standard deviation is 1e-6 + softplus(.), as in `infogan`. A variance head is a
-    linear layer on the decoder's last hidden layer.
+    The encoder's standard deviation is 1e-6 + softplus(.), as in `infogan`.
 
     `networks.NETWORKS` lists those of Rolinek et al., whose encoders and decoders differ:
 
@@ -109,10 +108,9 @@ def mlp(
     units = (latent_dim, *widths)[-1]
     decoder = Decoder(
         sample_shape,
-        dense=hidden_layers(latent_dim, widths, activation),
-        upsample=nn.Identity(),
-        make_head=lambda: nn.Linear(units, features),
-        units=units,
-        options=options,
+        hidden_layers(latent_dim, widths, activation),
+        lambda: nn.Linear(units, features),
+        units,
+        options,
     )
     return encoder, decoder

@@ -115,13 +115,14 @@ def wae(
     ups = [transposed(old, new, KERNEL, 2) for old, new in itertools.pairwise(WIDTHS[::-1])]
     decoder = Decoder(
         sample_shape,
-        dense=nn.Sequential(nn.Linear(latent_dim, units), nn.ReLU()).apply(start),
-        upsample=nn.Sequential(
+        nn.Sequential(
+            nn.Linear(latent_dim, units),
+            nn.ReLU(),
             nn.Unflatten(1, (WIDTHS[-1], height // 8, width // 8)),
             stack(ups, [True] * 3, momentum),
         ).apply(start),
-        make_head=lambda: transposed(WIDTHS[0], channels, KERNEL).apply(start),
-        units=units,
-        options=options,
+        lambda: transposed(WIDTHS[0], channels, KERNEL).apply(start),
+        WIDTHS[0],
+        options,
     )
     return encoder, decoder

@@ -1,4 +1,5 @@
-"""The command line: `vaekern train`, `vaekern sample`, `vaekern evaluate`, `vaekern info`.
+"""The command line: `vaekern train`, `vaekern sample`, `vaekern evaluate`, `vaekern reproduce`,
+`vaekern info`.
 
 Needs torch and numpy only until a command asks for more; what is missing is then named with the
 extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or data, 130 Ctrl-C.
@@ -7,6 +8,7 @@ extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or dat
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 import warnings
@@ -52,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             _parser().print_help()
             return 0
-        # Two commands have a parser of their own: it knows every setting, or every diagnostic.
+        # These have a parser of their own: it knows every setting, diagnostic or experiment.
         if words[0] == "train":
             return _train(words[1:])
         if words[0] == "evaluate":
             return _evaluate(words[1:])
+        if words[0] == "reproduce":
+            return _reproduce(words[1:])
         arguments = _parser().parse_args(words)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -103,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=_sample)
 
     commands.add_parser("evaluate", help="diagnostics of a trained run: table, numbers, pictures")
+    commands.add_parser("reproduce", help="a table of the papers: every system over several seeds")
 
     info = commands.add_parser(
         "info",
@@ -232,6 +237,31 @@ def _evaluate(words: list[str]) -> int:
     if any(outcome.status == "done" for outcome in found.outcomes.values()):
         return 0
     raise _Failure("no diagnostic could be computed; the table says why", code=1)
+
+
+def _reproduce(words: list[str]) -> int:
+    from vaekern.experiments import describe_experiments, reproduce
+    from vaekern.experiments.flags import make_parser, parse_settings
+    from vaekern.storage.errors import RunError
+
+    arguments = vars(make_parser(_Parser).parse_args(words))
+    if arguments.pop("list") or arguments["name"] is None:
+        print(describe_experiments())
+        return 0
+    try:
+        arguments["settings"] = parse_settings(arguments.pop("set"))
+        show = functools.partial(print, flush=True)
+        found = reproduce(arguments.pop("name"), **arguments, show=show)
+    except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        raise _Failure(error) from None
+    except KeyboardInterrupt:
+        print("\nvaekern: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"\n{found.page}\nTable, numbers, figure and runs are in {found.path}")
+    if not found.results.failed:
+        return 0
+    names = "; ".join(found.results.failed)
+    raise _Failure(f"{len(found.results.failed)} runs failed: {names}; table.md says why", code=1)
 
 
 def _info(arguments: argparse.Namespace) -> int:

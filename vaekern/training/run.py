@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 import warnings
 from pathlib import Path
 
@@ -122,6 +123,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, *, resume: bool = False):
         self.config = config
+        self.seconds = 0.0  # that the call has trained, without its report
         self.directory = RunDirectory(config.run_directory)
         self.continued = self.directory.is_run()
         if self.continued and not resume:
@@ -175,8 +177,10 @@ class TrainingRun:
 
         try:
             self.start()
+            began = time.monotonic()
             with out_of_memory(self._explain_memory):
                 self.trainer.train()
+            self.seconds = time.monotonic() - began
             with out_of_memory(lambda: f"out of memory in the report; {CONTINUE}"):
                 return report(self.model, self.data, self.config, self.directory)
         finally:

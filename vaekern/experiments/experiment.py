@@ -1,0 +1,130 @@
+"""What an experiment is: rows to train over several seeds, and columns to compute of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of every run.
+
+    Attributes:
+        name: in the files, and in the papers' numbers.
+        label: heading of the table.
+        measure: the row of `MEASURES` that computes it.
+        key: the name of the number in what that measure returns; ``{stage}`` stands for the
+            stage that a row samples from.
+        digits: how it is written, a format specification.
+        scale: what it is multiplied by.
+        relative: the value of the row's `baseline` at the same seed is subtracted.
+    """
+
+    name: str
+    label: str
+    measure: str
+    key: str
+    digits: str = ".3f"
+    scale: float = 1.0
+    relative: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a table.
+
+    Attributes:
+        name: in paths, as --rows takes it, and in the papers' numbers.
+        label: in the table.
+        settings: over the experiment's, as `TrainConfig.from_flat` takes them; ``preset`` is one.
+        stage: which stage's samples the columns with ``{stage}`` are of.
+        run: the row whose runs this one looks at; its own by default.
+        data: the spec of this row's data, ``{data}`` in it the experiment's.
+        procedure: how it is trained, a row of `PROCEDURES`.
+        group: rows of one group are one curve, or one colour, of a figure.
+        value: the place on a curve.
+        baseline: the row that columns which are `relative` are relative to.
+    """
+
+    name: str
+    label: str
+    settings: Settings = field(default_factory=dict)
+    stage: int = 1
+    run: str | None = None
+    data: str = "{data}"
+    procedure: str = "train"
+    group: str = ""
+    value: float | None = None
+    baseline: str | None = None
+
+    @property
+    def run_name(self) -> str:
+        """The row whose directory the runs are in."""
+        return self.run or self.name
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table: `vaekern reproduce` knows nothing of an experiment but this.
+
+    Attributes:
+        title: one line.
+        source: the paper and the place in it.
+        rows: what is trained.
+        columns: what is computed.
+        settings: of all rows.
+        data: the spec that is taken where none is given.
+        kind: what the data must be; None for both.
+        papers: where the paper's numbers are, (file, table) of `papers`; None where it has none.
+        figure: the row of `FIGURES` that draws it.
+        figure_columns: the names of the columns drawn; all by default.
+        axis: of curves, what `Row.value` is.
+        cost: what it takes, in words.
+        notes: what was chosen where the paper leaves a choice open.
+    """
+
+    title: str
+    source: str
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    settings: Settings = field(default_factory=dict)
+    data: str = "digits"
+    kind: Literal["image", "vector"] | None = None
+    papers: tuple[str, str] | None = None
+    figure: str = "dots"
+    figure_columns: Sequence[str] = ()
+    axis: str = ""
+    cost: str = ""
+    notes: str = ""
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def with_runs(self, names: Sequence[str]) -> Iterator[Row]:
+        """The rows of these names, and those whose runs or values they need, in order."""
+        wanted = set(names)
+        for name in names:
+            wanted |= {self.row(name).run_name, self.row(name).baseline or name}
+        return (row for row in self.rows if row.name in wanted)
+
+
+def merged(*parts: Settings) -> dict[str, Any]:
+    """Settings one over the other; those of the two stages key by key.
+
+    Example:
+        >>> merged({"stage1": {"epochs": 9, "lr": 1e-4}}, {"beta": 4.0, "stage1": {"epochs": 3}})
+        {'stage1': {'epochs': 3, 'lr': 0.0001}, 'beta': 4.0}
+    """
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                result[key] = {**result.get(key, {}), **value}
+            else:
+                result[key] = value
+    return result

@@ -1,0 +1,136 @@
+"""The picture of an experiment. A new kind of picture is a new row of `FIGURES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaekern.evaluation._canvas import (
+    BLUE,
+    CLASSES,
+    INK,
+    MUTED,
+    ORANGE,
+    dress,
+    legend,
+    new_figure,
+    save,
+)
+from vaekern.experiments.experiment import Column, Experiment, Row
+from vaekern.experiments.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Draw = Callable[[Experiment, Results, Path], None]
+
+ACROSS = 3  # panels
+
+
+def dots(experiment: Experiment, results: Results, path: Path) -> None:
+    """One panel for each column: each row's mean, its standard deviation, and the paper's."""
+    columns, rows = _columns(experiment, results), list(results.rows)
+    across = min(ACROSS, len(columns))
+    down = -(-len(columns) // across)
+    figure = new_figure(2.2 + 3.1 * across, down * (1.1 + 0.26 * len(rows)))
+    for index, column in enumerate(columns):
+        axes = figure.add_subplot(down, across, index + 1)
+        _dots(axes, rows, column, results, named=index % across == 0)
+    save(figure, path)
+
+
+def _dots(
+    axes: Axes, rows: Sequence[Row], column: Column, results: Results, *, named: bool
+) -> None:
+    for place, row in enumerate(rows):
+        own, paper = results.spread(row, column), results.of_paper(row.name, column)
+        if own is not None:
+            axes.errorbar(
+                own.mean, place, xerr=own.std or None, fmt="o", color=BLUE, markersize=5, capsize=2
+            )
+        if paper is not None:
+            axes.errorbar(
+                paper.mean,
+                place + 0.22,
+                xerr=paper.std or None,
+                fmt="D",
+                color=ORANGE,
+                markersize=4,
+                markerfacecolor="white",
+                capsize=2,
+            )
+    dress(axes, title=column.label)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows] if named else [""] * len(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    if named and results.paper is not None:
+        axes.plot([], [], "o", color=BLUE, label="here")
+        axes.plot([], [], "D", color=ORANGE, markerfacecolor="white", label="paper")
+        legend(axes)
+
+
+def curves(experiment: Experiment, results: Results, path: Path) -> None:
+    """One panel for each column: a curve for each group of rows over their `value`."""
+    columns = _columns(experiment, results)
+    groups = list(dict.fromkeys(row.group for row in results.rows if row.value is not None))
+    across = min(ACROSS, len(columns))
+    down = -(-len(columns) // across)
+    figure = new_figure(1.0 + 3.6 * across, 0.3 + 2.9 * down)
+    for index, column in enumerate(columns):
+        axes = figure.add_subplot(down, across, index + 1)
+        for group, colour in zip(groups, CLASSES, strict=False):
+            _curve(axes, [r for r in results.rows if r.group == group], column, results, colour)
+        dress(axes, title=column.label, x=experiment.axis)
+        if index == 0 and (len(groups) > 1 or results.paper is not None):
+            if results.paper is not None:
+                axes.plot([], [], ":", color=INK, label="paper")
+            legend(axes)
+    save(figure, path)
+
+
+def _curve(axes: Axes, rows: Sequence[Row], column: Column, results: Results, colour: str) -> None:
+    placed = [(row.value, results.spread(row, column), row) for row in rows]
+    own = [(x, s) for x, s, _ in placed if x is not None and s is not None]
+    if own:
+        x = [place for place, _ in own]
+        mean = [s.mean for _, s in own]
+        axes.plot(x, mean, "o-", color=colour, markersize=4, linewidth=1.4, label=rows[0].group)
+        low = [s.mean - (s.std or 0) for _, s in own]
+        high = [s.mean + (s.std or 0) for _, s in own]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    paper = [(x, results.of_paper(row.name, column)) for x, _, row in placed if x is not None]
+    theirs = [(x, s.mean) for x, s in paper if s is not None]
+    if theirs:
+        axes.plot(*zip(*theirs, strict=True), ":", color=colour, linewidth=1.2)
+
+
+def scatter(experiment: Experiment, results: Results, path: Path) -> None:
+    """Each run a point: the second of the experiment's columns over the first."""
+    x, y = _columns(experiment, results)[:2]
+    figure = new_figure(5.6, 4.2)
+    axes = figure.add_subplot()
+    groups = list(dict.fromkeys(row.group for row in results.rows))
+    for group, colour in zip(groups, (*CLASSES, MUTED), strict=False):
+        pairs = [
+            (a, b)
+            for row in results.rows
+            if row.group == group
+            for seed in results.seeds
+            if (a := results.value(row, x, seed)) is not None
+            and (b := results.value(row, y, seed)) is not None
+        ]
+        if pairs:
+            axes.plot(*zip(*pairs, strict=True), "o", color=colour, markersize=5, label=group)
+    dress(axes, x=x.label, y=y.label)
+    legend(axes)
+    save(figure, path)
+
+
+def _columns(experiment: Experiment, results: Results) -> list[Column]:
+    present = results.present()
+    chosen = [c for c in present if c.name in experiment.figure_columns]
+    return chosen or present
+
+
+#: By name.
+FIGURES: dict[str, Draw] = {"dots": dots, "curves": curves, "scatter": scatter}

@@ -1,0 +1,270 @@
+"""`vaekern reproduce`: trains what is missing, measures it, and keeps the table up to date."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaekern.data import Dataset
+from vaekern.experiments import table
+from vaekern.experiments.catalogue import EXPERIMENTS
+from vaekern.experiments.experiment import Row
+from vaekern.experiments.figures import FIGURES
+from vaekern.experiments.finished import Finished
+from vaekern.experiments.known_data import recognise
+from vaekern.experiments.measures import MEASURES, NotApplicable, numbers
+from vaekern.experiments.papers import quoted
+from vaekern.experiments.plan import Plan, check, make_plan
+from vaekern.experiments.procedures import PROCEDURES
+from vaekern.experiments.record import Record
+from vaekern.experiments.results import Results
+from vaekern.storage.errors import RunError
+from vaekern.storage.files import write_atomically
+from vaekern.storage.lock import Lock
+from vaekern.training.config import TrainConfig
+from vaekern.training.run import choose_device, describe_device
+from vaekern.training.run_directory import RunDirectory
+
+MANIFEST = "experiment.json"
+PAGE, CSV, NUMBERS, FIGURE = "table.md", "table.csv", "results.json", "figure.png"
+
+Show = Callable[[str], None]
+
+
+class Reproduction(NamedTuple):
+    """Result of :func:`reproduce`."""
+
+    page: str  # the table with what belongs to it, as Markdown
+    results: Results
+    path: Path  # of table.md, table.csv, results.json, figure.png and runs/
+
+
+def reproduce(
+    name: str,
+    *,
+    data: str | None = None,
+    seeds: int | Sequence[int] = 3,
+    out: str | Path | None = None,
+    rows: Sequence[str] | None = None,
+    epochs: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    show: Show = print,
+) -> Reproduction:
+    """Train the rows of one table over several seeds, and write mean and standard deviation.
+
+    Each (row, seed) is an ordinary run directory under OUT/runs. What is there already is used:
+    finished runs are skipped, half-finished ones go on, and each says so. A run that fails is named
+    and the others go on. Tables are written after every run, so that a stopped experiment leaves
+    the table of what it has.
+
+    Args:
+        name: a row of :data:`EXPERIMENTS`.
+        data: the spec of the data, as `vaekern train` takes it; the experiment's own by default.
+        seeds: how many, from 0 on; or which.
+        out: the directory; experiments/NAME-DATA by default.
+        rows: names of rows; all by default.
+        epochs: of stage 1, in place of the experiment's own; the length of the second stage and
+            the epochs after which learning rates halve are changed in proportion.
+        settings: over those of every row, as `TrainConfig.from_flat` takes them.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        show: called with each line of progress.
+
+    Returns:
+        The page, all numbers, and where they are.
+
+    Raises:
+        ValueError: an unknown name, row or setting, or data that cannot go with the experiment.
+        TypeError, OSError: data that cannot be read.
+        RunError: the directory holds something else, or is in use, or the disk is full.
+        KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
+
+    Example:
+        >>> found = reproduce("digits", seeds=3, out="digits")  # doctest: +SKIP
+        >>> print(found.page)  # doctest: +SKIP
+    """
+    plan = make_plan(
+        name,
+        EXPERIMENTS,
+        data=data,
+        seeds=seeds,
+        out=out,
+        rows=rows,
+        epochs=epochs,
+        settings=settings or {},
+        device=device,
+    )
+    on = describe_device(choose_device(device))
+    loaded = check(plan)
+    results = Results(plan.rows, plan.experiment.columns, plan.seeds)
+    if plan.experiment.papers is not None:
+        results.paper = quoted(*plan.experiment.papers, recognise(loaded))
+    _claim(plan)
+    lock = Lock(plan.out / "reproduce.lock", str(plan.out))
+    lock.acquire()
+    try:
+        about = _about(plan, loaded, on)
+        records: dict[tuple[str, int], Record] = {}
+        runs = list(plan.runs())
+        for index, (row, seed) in enumerate(runs):
+            head = f"[{index + 1}/{len(runs)}] {row.name}, seed {seed}"
+            try:
+                records[row.name, seed] = _run(plan, row, seed, _prefixed(show, f"{head}: "))
+            except Exception as error:
+                reason = _sentence(error)
+                show(f"{head}: failed: {reason}")
+                results.failed[f"{row.name}, seed {seed}"] = reason
+            _collect(plan, records, results)
+            _write(plan, results, about)
+        about["complete"] = True
+        return Reproduction(_write(plan, results, about), results, plan.out)
+    finally:
+        lock.release()
+
+
+def _claim(plan: Plan) -> None:
+    """Make the directory this experiment's, or find that it is.
+
+    Raises:
+        RunError: it holds something else, or this experiment with other settings.
+    """
+    manifest = plan.out / MANIFEST
+    own = {"format": table.FORMAT, "version": table.VERSION, **plan.identity()}
+    if manifest.is_file():
+        try:
+            stored = dict(json.loads(manifest.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{manifest} is damaged; choose another directory with --out") from error
+        changed = [
+            f"{key}: {stored.get(key)} -> {value}"
+            for key, value in own.items()
+            if stored.get(key) != value
+        ]
+        if changed:
+            raise RunError(
+                f"{plan.out} holds an experiment with other settings ({'; '.join(changed)}); "
+                "leave these out, or choose another directory with --out DIR"
+            )
+        return
+    try:
+        if plan.out.exists() and any(plan.out.iterdir()):
+            raise RunError(
+                f"{plan.out} is not empty and holds no experiment; choose another with --out DIR"
+            )
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot create {plan.out} ({error.strerror}); choose another with --out DIR"
+        ) from error
+    write_atomically(manifest, json.dumps(own, indent=1) + "\n")
+
+
+def _run(plan: Plan, row: Row, seed: int, show: Show) -> Record:
+    """Train one run where it is not trained, and measure it where it is not measured."""
+    config = plan.config(row, seed)
+    directory = RunDirectory(config.run_directory)
+    if directory.is_run() and directory.page.is_file() and directory.metrics.is_file():
+        _check_settings(directory, config)
+        record = Record(directory)
+        said = "finished before, skipped"
+    else:
+        show("trains")
+        done = PROCEDURES[row.procedure](config, show)
+        for remark in done.remarks:
+            show(f"warning: {remark}")
+        record = Record(directory)
+        record.values |= {"seconds": done.seconds, "epochs": done.epochs}
+        record.write()
+        said = f"trained, {done.epochs} epochs in {done.seconds:.0f} s"
+    wanted = dict.fromkeys(column.measure for column in plan.experiment.columns)
+    missing = [measure for measure in wanted if not record.knows(measure)]
+    run = Finished(config, record.values)
+    for measure in missing:
+        began = time.monotonic()
+        try:
+            record.values["measures"][measure] = numbers(MEASURES[measure](run))
+        except NotApplicable as error:
+            record.values["skipped"][measure] = str(error)
+        record.write()
+        if (seconds := time.monotonic() - began) > 5:
+            show(f"{measure} took {seconds:.0f} s")
+    show(said)
+    return record
+
+
+def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
+    stored = directory.read_config()
+    if stored.to_flat() | {"run": None} != config.to_flat() | {"run": None}:
+        raise RunError(
+            f"{directory.path} was trained with other settings than this experiment has now; "
+            "choose another directory with --out DIR"
+        )
+
+
+def _collect(plan: Plan, records: Mapping[tuple[str, int], Record], results: Results) -> None:
+    for row in plan.experiment.rows:
+        for seed in plan.seeds:
+            record = records.get((row.run_name, seed))
+            if record is None:
+                continue
+            found = {}
+            for column in results.columns:
+                key = column.key.format(stage=row.stage)
+                value = record.number(column.measure, key)
+                if value is not None:
+                    found[column.name] = column.scale * value
+            results.values[row.name, seed] = found
+            results.skipped |= record.values["skipped"]
+
+
+def _about(plan: Plan, data: Dataset, device: str) -> dict[str, Any]:
+    name = recognise(data)
+    count = f"{len(data.train)} training and {len(data.test)} test samples"
+    return {
+        "command": command(plan),
+        "data": f"{plan.data}, {count}" + (f", the papers' {name}" if name else ""),
+        "seeds": list(plan.seeds),
+        "epochs": plan.epochs,
+        "machine": table.describe_machine(device),
+        "date": date.today().isoformat(),
+        "complete": False,
+    }
+
+
+def command(plan: Plan) -> str:
+    """The command line of a plan."""
+    words = ["vaekern reproduce", plan.name, "--data", plan.data, "--seeds", str(len(plan.seeds))]
+    if len(plan.rows) < len(plan.experiment.rows):
+        words += ["--rows", *(row.name for row in plan.rows)]
+    if plan.epochs is not None:
+        words += ["--epochs", str(plan.epochs)]
+    for key, value in plan.settings.items():
+        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for part, each in inner:
+            words += ["--set", f"{key}.{part}={each}" if part else f"{key}={each}"]
+    return " ".join(words)
+
+
+def _write(plan: Plan, results: Results, about: dict[str, Any]) -> str:
+    page = table.markdown(plan, results, about)
+    write_atomically(plan.out / PAGE, page)
+    write_atomically(plan.out / CSV, table.comma_separated(results))
+    found = table.numbers(plan, results, about)
+    write_atomically(plan.out / NUMBERS, json.dumps(found, indent=1) + "\n")
+    if results.present():
+        FIGURES[plan.experiment.figure](plan.experiment, results, plan.out / FIGURE)
+    return page
+
+
+def _prefixed(show: Show, head: str) -> Show:
+    return lambda text: show(head + text)
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    known = isinstance(error, (RunError, ValueError, TypeError, OSError, ImportError))
+    return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")

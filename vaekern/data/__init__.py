@@ -12,6 +12,7 @@ from vaekern.data.digits import read_digits
 from vaekern.data.folder import read_folder
 from vaekern.data.idx import read_idx
 from vaekern.data.npy import read_npy
+from vaekern.data.rows import Rows, Samples
 from vaekern.data.source import ReadOptions
 from vaekern.data.synthetic import (
     Synthetic,
@@ -21,7 +22,17 @@ from vaekern.data.synthetic import (
     synth_nonlin,
 )
 
-__all__ = ["READERS", "Dataset", "Reader", "Synthetic", "load", "synth_lin", "synth_nonlin"]
+__all__ = [
+    "READERS",
+    "Dataset",
+    "Reader",
+    "Rows",
+    "Samples",
+    "Synthetic",
+    "load",
+    "synth_lin",
+    "synth_nonlin",
+]
 
 
 class Reader(NamedTuple):
@@ -49,8 +60,9 @@ def load(
     image_size: int | None = None,
     test_fraction: float = 0.1,
     seed: int = 0,
+    stream: bool | None = None,
 ) -> Dataset:
-    """Read a data set into memory.
+    """Read a data set into memory, or find out how its samples are read from disk.
 
     Args:
         spec: ``digits``, ``idx:DIR`` (MNIST-style IDX files), ``npy:FILE`` (.npy or .npz: uint8
@@ -61,6 +73,10 @@ def load(
         test_fraction: share of the samples held out for testing where the source has no test set
             of its own; stratified where there are labels.
         seed: which samples are held out. The same seed gives the same split on every machine.
+        stream: True leaves the samples of a .npy file (C order) or of plain IDX files on disk, as
+            :class:`Rows`; None does so where as float32 they would take more than a quarter of the
+            memory. They are the same to the last bit. Of those on disk a thousand are checked
+            here, and each when it is read.
 
     Returns:
         A :class:`Dataset`: images [N, C, H, W] in [0, 1] or vectors [N, D], float32.
@@ -75,7 +91,7 @@ def load(
         >>> digits.train.shape, digits.test.shape, digits.sample_shape
         (torch.Size([1617, 1, 8, 8]), torch.Size([180, 1, 8, 8]), (1, 8, 8))
     """
-    options = _options(image_size, test_fraction, seed)
+    options = _options(image_size, test_fraction, seed, stream)
     if not isinstance(spec, str):
         raise TypeError(f"spec must be one of {_known()}, got {type(spec).__name__}")
     prefix, _, argument = spec.partition(":")
@@ -85,7 +101,10 @@ def load(
     if bool(argument) != bool(reader.argument):
         wanted = f"{prefix}:{reader.argument}" if reader.argument else prefix
         raise ValueError(f"spec {spec!r} must be written {wanted}")
-    return reader.read(argument, options)
+    dataset = reader.read(argument, options)
+    if stream and not isinstance(dataset.train, Rows):
+        options.without_stream(f"the source {prefix!r}", "save its samples with numpy.save")
+    return dataset
 
 
 def _known() -> str:
@@ -108,7 +127,9 @@ def _suggestion(spec: str) -> str:
     return f"; did you mean {likely}?"
 
 
-def _options(image_size: int | None, test_fraction: float, seed: int) -> ReadOptions:
+def _options(
+    image_size: int | None, test_fraction: float, seed: int, stream: bool | None
+) -> ReadOptions:
     if image_size is not None:
         if isinstance(image_size, bool) or not isinstance(image_size, int):
             raise TypeError(
@@ -129,4 +150,6 @@ def _options(image_size: int | None, test_fraction: float, seed: int) -> ReadOpt
         raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie in 0 to 2**63 - 1, got {seed}")
-    return ReadOptions(image_size=image_size, test_fraction=float(test_fraction), seed=seed)
+    if stream is not None and not isinstance(stream, bool):
+        raise TypeError(f"stream must be True, False or None, got {stream!r}")
+    return ReadOptions(image_size, float(test_fraction), seed, stream)

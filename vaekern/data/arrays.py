@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from vaekern.data.dataset import Kind
+from vaekern.data.resize import fit_square
+from vaekern.data.rows import FileRows, Rows, spread
+from vaekern.data.source import ReadOptions
 
 # Above this, neighbouring integers become the same float32.
 LARGEST_EXACT_INTEGER = 2**24
 # Images scaled by careful code still overshoot [0, 1] by a few roundings; more is another scale.
 RANGE_SLACK = 1e-5
+# Of samples that stay on disk so many are looked at before training starts, and each when it is
+# read.
+CHECKED = 1000
 
 
-def to_samples(array: np.ndarray, source: str) -> tuple[Kind, Tensor]:
+def to_samples(array: np.ndarray, source: str, *, part: bool = False) -> tuple[Kind, Tensor]:
     """Recognise [N, D] vectors and [N, H, W], [N, C, H, W] or [N, H, W, C] images (C = 1 or 3).
 
     Where both channel positions fit, the second axis holds the channels.
+
+    Args:
+        array: the samples.
+        source: what to call them in an error.
+        part: these are some of a set's samples, and say nothing about all of them.
 
     Returns:
         The kind, and float32 samples: [N, D], or [N, C, H, W] in [0, 1].
@@ -42,7 +56,29 @@ def to_samples(array: np.ndarray, source: str) -> tuple[Kind, Tensor]:
             f"{source} must have shape [N, D] (vectors), [N, H, W], [N, C, H, W] or [N, H, W, C] "
             f"with C 1 or 3 (images), got {shape}; reshape it"
         )
-    return "image", _images(array, source)
+    return "image", _images(array, source, part)
+
+
+def on_disk(
+    path: Path,
+    offset: int,
+    dtype: np.dtype,
+    shape: Sequence[int],
+    options: ReadOptions,
+) -> tuple[Kind, Rows]:
+    """:func:`to_samples` for an array in a file, of which only some samples are read now."""
+
+    def prepare(stored: np.ndarray, source: str) -> Tensor:
+        kind, samples = to_samples(stored, source, part=True)
+        return fit_square(samples, options.image_size) if kind == "image" else samples
+
+    if 0 in shape:
+        to_samples(np.empty(shape, dtype), str(path))  # says that it is empty
+    rows = FileRows(path, offset, dtype, shape, prepare)
+    kind, _ = to_samples(rows.stored(spread(len(rows), CHECKED)), f"{path} (samples of it)")
+    if kind == "vector":
+        options.without_image_size(str(path))
+    return kind, rows
 
 
 def to_labels(array: np.ndarray, count: int, source: str) -> Tensor:
@@ -73,14 +109,14 @@ def _vectors(array: np.ndarray, source: str) -> Tensor:
     return _finite_float32(array, source)
 
 
-def _images(array: np.ndarray, source: str) -> Tensor:
+def _images(array: np.ndarray, source: str, part: bool) -> Tensor:
     if array.dtype.kind in "ui":
         if array.dtype != np.uint8:
             raise ValueError(
                 f"{source} holds images as {array.dtype}, whose white level is unknown; save them "
                 f"as uint8 (0 to 255) or as float32 in [0, 1]"
             )
-        if array.max() == 1:
+        if not part and array.max() == 1:
             raise ValueError(
                 f"{source} holds uint8 images of only 0 and 1, which uint8's scale of 0 to 255 "
                 f"makes black; save them with .astype(bool), or multiply them by 255"

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vaekern.data.rows import Samples, take
+
 Kind = Literal["image", "vector"]
 
 
@@ -15,7 +17,7 @@ Kind = Literal["image", "vector"]
     frozen=True, eq=False
 )  # tensors have no single truth value, so datasets compare by identity
 class Dataset:
-    """Training and test samples, held in memory as float32.
+    """Training and test samples as float32, held in memory or read from disk (`Rows`).
 
     Attributes:
         name: short name of the source, for titles and run directories.
@@ -32,8 +34,8 @@ class Dataset:
 
     name: str
     kind: Kind
-    train: Tensor = field(repr=False)
-    test: Tensor = field(repr=False)
+    train: Samples = field(repr=False)
+    test: Samples = field(repr=False)
     train_labels: Tensor | None = field(default=None, repr=False)
     test_labels: Tensor | None = field(default=None, repr=False)
     value_range: tuple[float, float] | None = None
@@ -97,7 +99,7 @@ def split_indices(
 def split_dataset(
     name: str,
     kind: Kind,
-    samples: Tensor,  # [N, ...]
+    samples: Samples,  # [N, ...]
     labels: Tensor | None,  # [N]
     *,
     test_fraction: float,
@@ -112,8 +114,8 @@ def split_dataset(
     return Dataset(
         name=name,
         kind=kind,
-        train=samples[train],
-        test=samples[test],
+        train=take(samples, train),
+        test=take(samples, test),
         train_labels=None if labels is None else labels[train],
         test_labels=None if labels is None else labels[test],
         value_range=(0.0, 1.0) if kind == "image" else None,

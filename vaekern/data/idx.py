@@ -16,9 +16,10 @@ from typing import IO, cast
 import numpy as np
 from torch import Tensor
 
-from vaekern.data.arrays import to_labels, to_samples
-from vaekern.data.dataset import Dataset, split_dataset
+from vaekern.data.arrays import on_disk, to_labels, to_samples
+from vaekern.data.dataset import Dataset, Kind, split_dataset
 from vaekern.data.resize import fit_square
+from vaekern.data.rows import Samples
 from vaekern.data.source import ReadOptions, existing
 
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -38,10 +39,9 @@ def read_idx(argument: str, options: ReadOptions) -> Dataset:
             f"{directory} has none of {', '.join(_names('train-images', 3))}; "
             f"give the directory that holds the IDX files"
         )
-    train, train_labels = _read_pair(directory, "train", train_path)
+    train, train_labels = _read_pair(directory, "train", train_path, options)
     name = directory.resolve().name
     test_path = _find(directory, "t10k-images", 3)
-    train = fit_square(train, options.image_size)
     if test_path is None:
         return split_dataset(
             name,
@@ -52,12 +52,12 @@ def read_idx(argument: str, options: ReadOptions) -> Dataset:
             seed=options.seed,
             source=str(train_path),
         )
-    test, test_labels = _read_pair(directory, "t10k", test_path)
+    test, test_labels = _read_pair(directory, "t10k", test_path, options)
     return Dataset(
         name=name,
         kind="image",
         train=train,
-        test=fit_square(test, options.image_size),
+        test=test,
         train_labels=train_labels,
         test_labels=test_labels,
         value_range=(0.0, 1.0),
@@ -72,35 +72,50 @@ def read_idx_file(path: Path) -> np.ndarray:
             header announces. Nothing is allocated from the header's word alone.
     """
     with path.open("rb") as raw:
-        zipped = raw.read(2) == GZIP_MAGIC
-        raw.seek(0)
-        # GzipFile reads like a file; its type is not an IO[bytes] to the type checker
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
-        magic = _read(stream, 4, path)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] == 0:
-            raise ValueError(
-                f"{path} is not an IDX file: it must start with 00 00, a type byte (08 for uint8) "
-                f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}"
-            )
-        header = _read(stream, 4 * magic[3], path)
-        expected_header = 4 + 4 * magic[3]
-        if len(header) < 4 * magic[3]:
-            raise ValueError(
-                f"{path} is truncated: its header needs {expected_header} bytes, "
-                f"found {4 + len(header)}; download or copy it again"
-            )
-        shape = struct.unpack(f">{magic[3]}I", header)
-        dtype = np.dtype(DTYPES[magic[2]])
+        stream = _plain(raw)
+        dtype, shape = _header(stream, path)
         expected = math.prod(shape) * dtype.itemsize
         values = _read(stream, expected + 1, path)  # one more byte shows that the file is too long
-    if len(values) != expected:
-        fault = "truncated" if len(values) < expected else "too long"
-        found = f"{len(values)}" if len(values) < expected else f"at least {len(values)}"
+    _check_length(path, shape, dtype, len(values))
+    return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _plain(raw: IO[bytes]) -> IO[bytes]:
+    """The file's content, unzipped where it is zipped."""
+    zipped = raw.read(2) == GZIP_MAGIC
+    raw.seek(0)
+    # GzipFile reads like a file; its type is not an IO[bytes] to the type checker
+    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if zipped else raw
+
+
+def _header(stream: IO[bytes], path: Path) -> tuple[np.dtype, tuple[int, ...]]:
+    """The dtype and the shape of the values that follow."""
+    magic = _read(stream, 4, path)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] == 0:
+        raise ValueError(
+            f"{path} is not an IDX file: it must start with 00 00, a type byte (08 for uint8) "
+            f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}"
+        )
+    header = _read(stream, 4 * magic[3], path)
+    expected_header = 4 + 4 * magic[3]
+    if len(header) < 4 * magic[3]:
+        raise ValueError(
+            f"{path} is truncated: its header needs {expected_header} bytes, "
+            f"found {4 + len(header)}; download or copy it again"
+        )
+    return np.dtype(DTYPES[magic[2]]), struct.unpack(f">{magic[3]}I", header)
+
+
+def _check_length(path: Path, shape: tuple[int, ...], dtype: np.dtype, count: int) -> None:
+    """Refuse a file whose values take another number of bytes than its header announces."""
+    expected = math.prod(shape) * dtype.itemsize
+    if count != expected:
+        fault = "truncated" if count < expected else "too long"
+        found = f"{count}" if count < expected else f"at least {count}"
         raise ValueError(
             f"{path} is {fault}: its header announces {list(shape)}, which takes {expected} bytes "
             f"of values, found {found}; download or copy it again"
         )
-    return np.frombuffer(values, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _read(stream: IO[bytes], limit: int, path: Path) -> bytes:
@@ -127,9 +142,11 @@ def _find(directory: Path, stem: str, axes: int) -> Path | None:
     return next((p for name in _names(stem, axes) if (p := directory / name).is_file()), None)
 
 
-def _read_pair(directory: Path, part: str, path: Path) -> tuple[Tensor, Tensor | None]:
+def _read_pair(
+    directory: Path, part: str, path: Path, options: ReadOptions
+) -> tuple[Samples, Tensor | None]:
     """Images and, where their file is there, labels of one part."""
-    kind, images = to_samples(read_idx_file(path), str(path))
+    kind, images = _read_images(path, options)
     if kind != "image":
         raise ValueError(
             f"{path} must hold images [N, H, W], got vectors {list(images.shape)}; "
@@ -139,3 +156,17 @@ def _read_pair(directory: Path, part: str, path: Path) -> tuple[Tensor, Tensor |
     if labels_path is None:
         return images, None
     return images, to_labels(read_idx_file(labels_path), len(images), str(labels_path))
+
+
+def _read_images(path: Path, options: ReadOptions) -> tuple[Kind, Samples]:
+    with path.open("rb") as raw:
+        stream = _plain(raw)
+        dtype, shape = _header(stream, path)
+        offset = raw.tell()
+    if stream is not raw:
+        options.without_stream(str(path), "unpack it with gunzip")
+    elif options.streams(shape):
+        _check_length(path, shape, dtype, path.stat().st_size - offset)
+        return on_disk(path, offset, dtype, shape, options)
+    kind, images = to_samples(read_idx_file(path), str(path))
+    return kind, fit_square(images, options.image_size) if kind == "image" else images

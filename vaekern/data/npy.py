@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vaekern.data.arrays import to_labels, to_samples
+from vaekern.data.arrays import on_disk, to_labels, to_samples
 from vaekern.data.dataset import Dataset, Kind, split_dataset
 from vaekern.data.resize import fit_square
+from vaekern.data.rows import Samples
 from vaekern.data.source import ReadOptions, existing
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -77,8 +78,12 @@ def read_npy(argument: str, options: ReadOptions) -> Dataset:
 
 def _part(
     arrays: dict[str, np.ndarray], samples: str, labels: str, path: Path, options: ReadOptions
-) -> tuple[Kind, Tensor, Tensor | None]:
-    kind, values = to_samples(arrays[samples], str(path))
+) -> tuple[Kind, Samples, Tensor | None]:
+    array = arrays[samples]
+    if isinstance(array, np.memmap) and array.flags.c_contiguous and options.streams(array.shape):
+        return *on_disk(path, array.offset, array.dtype, array.shape, options), None
+    options.without_stream(str(path), "save the samples alone, with numpy.save, in C order")
+    kind, values = to_samples(array, str(path))
     if kind == "image":
         values = fit_square(values, options.image_size)
     else:

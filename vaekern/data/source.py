@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# Samples that would take more than this share of the machine's memory stay on disk. While they are
+# split, resized and copied to a device there are up to three copies of them.
+SHARE_OF_MEMORY = 0.25
 
 
 @dataclass(frozen=True)
@@ -13,6 +20,22 @@ class ReadOptions:
     image_size: int | None
     test_fraction: float
     seed: int
+    stream: bool | None = None  # None leaves it to the size
+
+    def streams(self, shape: Sequence[int]) -> bool:
+        """Whether samples [N, *sample_shape] stay on disk, to be read batch by batch."""
+        if self.stream is not None:
+            return self.stream
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return 4 * math.prod(shape) > SHARE_OF_MEMORY * memory
+
+    def without_stream(self, source: str, remedy: str) -> None:
+        """Refuse to stream what can only be read whole."""
+        if self.stream:
+            raise ValueError(
+                f"stream must be false or left out for {source}, got true, which cannot be read in "
+                f"parts; {remedy}"
+            )
 
     def without_image_size(self, source: str) -> None:
         """Refuse ``image_size`` for data that is not images."""

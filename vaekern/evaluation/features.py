@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaekern.data import Dataset
+from vaekern.data import Dataset, Samples
+from vaekern.data.rows import in_memory
 
 FEATURES = 64
 FILE_KIND = "feature-classifier"
 # Below this side a convolution has nothing to slide over, and a plain MLP is as good and faster.
 SMALLEST_CONVOLUTION = 16
+SCALED_BY = 10_000  # images, where the set stays on disk
 BATCH = 64
 # EPOCHS passes, but no more than STEPS steps: seconds on a CPU, whatever the size of the data.
 EPOCHS, STEPS = 60, 1000
@@ -196,7 +198,8 @@ def fit_feature_classifier(dataset: Dataset, *, seed: int = 0) -> FeatureClassif
     finally:
         torch.set_num_threads(threads)
     classifier.eval()
-    deviation = classifier.features(dataset.train).double().var(0).mean().sqrt()
+    features = classifier.features(in_memory(dataset.train, SCALED_BY))
+    deviation = features.double().var(0).mean().sqrt()
     classifier.scale.copy_(deviation)
     with torch.no_grad():
         predicted = torch.cat([classifier(part).argmax(1) for part in dataset.test.split(1024)])
@@ -204,7 +207,7 @@ def fit_feature_classifier(dataset: Dataset, *, seed: int = 0) -> FeatureClassif
     return classifier
 
 
-def _train(classifier: FeatureClassifier, images: Tensor, targets: Tensor) -> None:
+def _train(classifier: FeatureClassifier, images: Samples, targets: Tensor) -> None:
     batches = -(-len(images) // BATCH)
     steps = min(EPOCHS * batches, STEPS)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=LEARNING_RATE)

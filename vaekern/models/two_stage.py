@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from vaekern.models.recipes import network_recipe
 from vaekern.models.sharing import MissingModulesError, Shareable
 from vaekern.models.vae import CHUNK, VAE
 from vaekern.nn import GaussianVAELoss
+
+if TYPE_CHECKING:
+    from vaekern.data import Samples
 
 
 class Posterior(NamedTuple):
@@ -159,7 +162,7 @@ class TwoStageVAE(Shareable):
     @torch.no_grad()
     def fit_batch_norm(
         self,
-        x: Tensor,
+        x: Samples,
         *,
         batch_size: int = 100,
         generator: torch.Generator | None = None,
@@ -180,7 +183,7 @@ class TwoStageVAE(Shareable):
         )
 
     @torch.no_grad()
-    def posterior(self, x: Tensor) -> Posterior:
+    def posterior(self, x: Samples) -> Posterior:
         """Stage 1's q(z|x) for every sample of x, its encoder run once, in evaluation mode."""
         device = next(self.parameters()).device
         training = self.stage1.training

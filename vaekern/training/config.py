@@ -54,6 +54,11 @@ class DataConfig:
         "digits", "digits, idx:DIR, npy:FILE, folder:DIR, synth-lin or synth-nonlin"
     )
     image_size: int | None = setting(None, "cut images to a square and resize to this many pixels")
+    stream: bool | None = setting(
+        None,
+        "leave the samples on disk and read them batch by batch, true or false (default: where "
+        "they would take more than a quarter of the memory); the result is the same",
+    )
     test_fraction: float = setting(0.1, "share held out where the source has no test set")
 
 
@@ -170,7 +175,7 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "preset", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm"),
+    *("run", "preset", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm", "stream"),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from vaekern import diagnostics, functional
 from vaekern.data import Dataset
+from vaekern.data.rows import at_most
 from vaekern.evaluation import figures
 from vaekern.evaluation.latent_figures import latent_spectrum_figure
 from vaekern.models import Posterior, TwoStageVAE
@@ -23,6 +24,7 @@ from vaekern.training.table import make_table
 
 GRID = 64
 PAIRS = 16
+ENCODED = 50_000  # training samples behind the numbers, where the set stays on disk
 POINTS = 1000  # vectors are drawn as points or histograms, over as many of the data
 
 
@@ -38,7 +40,7 @@ def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: Ru
     generator = torch.Generator(device)
     generator.manual_seed(derived_seed(config.run.seed, 2, 3))
     two_stages = config.stage2.epochs > 0
-    train = model.posterior(data.train)
+    train = model.posterior(at_most(data.train, ENCODED))
     metrics = compute_scores(
         model, data, train, two_stages=two_stages, seed=config.run.seed, generator=generator
     )

@@ -11,6 +11,7 @@ import torch
 
 import vaekern
 from vaekern import backends, data
+from vaekern.data.rows import UnreadableSampleError
 from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
@@ -68,6 +69,7 @@ def load_data(config: TrainConfig) -> data.Dataset:
             image_size=config.data.image_size,
             test_fraction=config.data.test_fraction,
             seed=config.run.seed,
+            stream=config.data.stream,
         )
     except ValueError as error:
         raise ValueError(f"--data {config.data.data}: {error}") from error
@@ -169,8 +171,8 @@ class TrainingRun:
         """Train to the end, evaluate, draw; returns the table.
 
         Raises:
-            RunError: the loss is no longer finite, the disk or the memory is full, or another
-                process trains in the directory.
+            RunError: the loss is no longer finite, the disk or the memory is full, a sample on disk
+                cannot be read, or another process trains in the directory.
             KeyboardInterrupt: Ctrl-C; the directory holds a checkpoint.
         """
         from vaekern.training.report import report  # its packages take a second to import
@@ -183,6 +185,8 @@ class TrainingRun:
             self.seconds = time.monotonic() - began
             with out_of_memory(lambda: f"out of memory in the report; {CONTINUE}"):
                 return report(self.model, self.data, self.config, self.directory)
+        except UnreadableSampleError as error:
+            raise RunError(f"{error}, and continue with --resume") from error
         finally:
             self.close()
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vaekern import diagnostics, functional
-from vaekern.data import Dataset
+from vaekern.data import Dataset, Samples
+from vaekern.data.rows import in_memory
 from vaekern.evaluation.features import fit_feature_classifier
 from vaekern.evaluation.frechet import frechet_distance
 from vaekern.models import VAE, Posterior, TwoStageVAE
@@ -59,7 +60,7 @@ def compute_scores(
     return scores | _frechet_distances(model, data, two_stages, seed, generator)
 
 
-def _likelihood(vae: VAE, x: Tensor, generator: torch.Generator) -> dict[str, float]:
+def _likelihood(vae: VAE, x: Samples, generator: torch.Generator) -> dict[str, float]:
     """The negative ELBO of the test set with the variance fitted in training, one z per input."""
     dimensions = math.prod(x.shape[1:])
     nll = kl = mse = log_sigma = 0.0
@@ -137,8 +138,9 @@ def _frechet_distances(
         f"fd_{name}": float(frechet_distance(reference, classifier.features(images.cpu())))
         for name, images in made.items()
     }
+    test = classifier.features(in_memory(data.test, FRECHET_SAMPLES))
     return values | {
-        "fd_test_images": float(frechet_distance(reference, classifier.features(data.test))),
+        "fd_test_images": float(frechet_distance(reference, test)),
         "fd_name": f"FD-{data.name}",
         "fd_samples": len(real),
         "fd_classifier_accuracy": float(classifier.accuracy),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaekern.models import Posterior
+from vaekern.data.rows import FileRows, Rows, Samples, take
+from vaekern.models import Posterior, TwoStageVAE
+from vaekern.models.vae import CHUNK
+from vaekern.training.prefetch import prefetched
 from vaekern.training.seeds import derived_seed
 
 # Data up to this size lives on the device; a larger set is sent batch by batch.
 RESIDENT_BYTES = 4 * 2**30
 
 
-def split(train: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(train: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """(held out, the rest) of a training set, drawn at random; neither is empty.
 
     Raises:
@@ -27,24 +35,38 @@ def split(train: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     rows = torch.randperm(
         len(train), generator=torch.Generator().manual_seed(derived_seed(seed, 4))
     )
-    return train[rows[:count]], train[rows[count:]]
+    return take(train, rows[:count]), take(train, rows[count:])
 
 
 class Images:
     """What stage 1 learns: rows of the training set."""
 
-    def __init__(self, x: Tensor, device: torch.device):
+    def __init__(self, x: Samples, device: torch.device):
         self.device = device
-        self.dimensions = x[0].numel()
-        small = x.numel() * x.element_size() <= RESIDENT_BYTES
-        self.x = x.to(device) if small else x
+        self.dimensions = x.shape[1:].numel()
+        self.x = x
+        if isinstance(x, Tensor) and x.numel() * x.element_size() <= RESIDENT_BYTES:
+            self.x = x.to(device)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """[B, *sample_shape]."""
-        return self.x[rows.to(self.x.device)].to(self.device, non_blocking=True)
+        return self._fetch(rows).to(self.device, non_blocking=True)
+
+    def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        """`batch` for one set of rows after the other; those on disk are read ahead."""
+        if not isinstance(self.x, Rows):
+            return (self.batch(each, generator) for each in rows)
+        read = prefetched(self._fetch, rows, self.x.workers)
+        return (x.to(self.device, non_blocking=True) for x in read)
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        if isinstance(self.x, Tensor):
+            return self.x[rows.to(self.x.device)]
+        x = self.x[rows]
+        return x.pin_memory() if self.device.type == "cuda" else x
 
 
 class Latents:
@@ -60,3 +82,51 @@ class Latents:
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """[B, d]."""
         return self.posterior.take(rows.to(self.posterior.mu.device)).sample(generator=generator)
+
+    def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
+        """`batch` for one set of rows after the other, its noise drawn when it is asked for."""
+        return (self.batch(each, generator) for each in rows)
+
+
+class LatentsOnDisk(Latents):
+    """The same for a set that is on disk itself: q(z|x) is in a file without a name.
+
+    Args:
+        model: its stage 1 is run once over all samples.
+        images: the samples.
+        directory: of the file, which the system removes when the process ends, however it ends.
+    """
+
+    def __init__(self, model: TwoStageVAE, images: Images, directory: Path):
+        self.device = next(model.parameters()).device
+        self.dimensions = model.stage1.latent_dim
+        self._count = len(images)
+        # it stays open as long as there are rows to read
+        file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+        pieces = torch.arange(len(images)).split(CHUNK)
+        for piece in images.batches(pieces, torch.Generator()):
+            found = torch.cat(model.posterior(piece), dim=1)
+            file.write(found.float().cpu().numpy().tobytes())
+        file.flush()
+        self._rows = FileRows(
+            file,
+            0,
+            np.dtype("f4"),
+            (len(images), 2 * self.dimensions),
+            lambda stored, _: torch.from_numpy(stored),
+        )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, d]."""
+        mu, logvar = self._rows[rows].to(self.device, non_blocking=True).chunk(2, dim=1)
+        return Posterior(mu, logvar).sample(generator=generator)
+
+
+def latents(model: TwoStageVAE, images: Images, directory: Path) -> Latents:
+    """What stage 2 learns of the images, in memory or on disk as they are."""
+    if isinstance(images.x, Rows):
+        return LatentsOnDisk(model, images, directory)
+    return Latents(model.posterior(images.x))

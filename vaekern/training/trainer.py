@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaekern.data import Samples
 from vaekern.models import TwoStageVAE
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import append
@@ -30,7 +31,7 @@ from vaekern.training.precision import tf32
 from vaekern.training.progress import Progress, Standing
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.seeds import derived_seed
-from vaekern.training.sources import Images, Latents, split
+from vaekern.training.sources import Images, Latents, latents, split
 from vaekern.training.state import Position, State
 from vaekern.training.step import Step
 from vaekern.training.validation import validate
@@ -53,7 +54,7 @@ class Trainer:
     """
 
     def __init__(
-        self, model: TwoStageVAE, train: Tensor, config: TrainConfig, directory: RunDirectory
+        self, model: TwoStageVAE, train: Samples, config: TrainConfig, directory: RunDirectory
     ):
         self.model = model
         self.config = config
@@ -104,12 +105,12 @@ class Trainer:
         stopped = state.controls is not None and state.controls.stopped
         if state.position.epoch < self.config.stage2.epochs and not stopped:
             self.model.stage1.eval()
-            latents, held_out = (
-                None if images is None else Latents(self.model.posterior(images.x))
+            learned, held_out = (
+                None if images is None else latents(self.model, images, self.directory.path)
                 for images in (self.images, self.held_out)
             )
-            assert latents is not None
-            self._train_stage(latents, held_out)
+            assert learned is not None
+            self._train_stage(learned, held_out)
             self.save()  # with the optimiser: --resume --stage2.epochs can add more
         self._keep()
         self.model.eval()
@@ -146,9 +147,10 @@ class Trainer:
             while position.epoch < stage.epochs and not controls.stopped:
                 controls.rate.start(position.epoch)
                 order = self._order(len(source))
-                for index in range(position.batch, batches):
-                    rows = order[index * batch_size : (index + 1) * batch_size]
-                    stepped = train(source.batch(rows, state.noise), position.step)
+                left = range(position.batch, batches)
+                rows = (order[i * batch_size : (i + 1) * batch_size] for i in left)
+                for index, x in zip(left, source.batches(rows, state.noise), strict=True):
+                    stepped = train(x, position.step)
                     state.totals.add(stepped.components)
                     position.batch += 1
                     position.step += 1

@@ -178,7 +178,7 @@ def test_ctrl_c_says_so_and_can_be_continued(
     [
         ("train --data nowhere", "did you mean|must be one of"),
         ("train --data npy:/nowhere.npy", "/nowhere.npy"),
-        ("train --network vgg", "network must be one of mlp, infogan, got 'vgg'"),
+        ("train --network vgg", "network must be one of mlp, infogan, wae, "),
         ("train --network infogan --image-size 30", "divisible by 4"),
         ("train --network infogan --width 3", "network 'infogan' has no option 'width'"),
         ("train --variance 2", "variance"),

@@ -31,8 +31,8 @@ class Totals:
 
     def add(self, components: LossComponents) -> None:
         """Add what one call of a VAE returned."""
-        values = [getattr(components, name).detach().mean() for name in FIELDS]
-        self.sums += torch.stack(values)
+        values = [getattr(components, name).detach() for name in FIELDS]
+        self.sums += torch.stack([each.mean() if each.dim() else each for each in values])
         self.steps += 1
 
     def means(self) -> Tensor:

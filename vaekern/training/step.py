@@ -9,12 +9,13 @@ from torch import Tensor
 
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
+from vaekern.training.adam import Adam
 from vaekern.training.config import StageConfig
 from vaekern.training.controls import Controls
 from vaekern.training.precision import autocast
 
 
-def make_optimizer(vae: VAE, stage: StageConfig) -> torch.optim.Adam:
+def make_optimizer(vae: VAE, stage: StageConfig) -> Adam:
     """Adam over a VAE; the loss's own parameters (a learned variance) get `variance_lr`."""
     variance = list(vae.loss.parameters())
     of_loss = {id(parameter) for parameter in variance}
@@ -22,7 +23,7 @@ def make_optimizer(vae: VAE, stage: StageConfig) -> torch.optim.Adam:
     groups: list[dict[str, Any]] = [{"params": networks, "lr": stage.lr}]
     if variance:
         groups.append({"params": variance, "lr": stage.variance_lr})
-    return torch.optim.Adam(groups, fused=True)
+    return Adam(groups)
 
 
 class Stepped(NamedTuple):

@@ -12,6 +12,7 @@ from vaekern.data import Samples
 from vaekern.models import TwoStageVAE
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import append
+from vaekern.training.allocator import keep_freed_memory
 from vaekern.training.board import Board
 from vaekern.training.checkpoints import Checkpoints
 from vaekern.training.config import TrainConfig
@@ -86,6 +87,7 @@ class Trainer:
             RunError: the loss is no longer finite, or the disk is full.
             KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
         """
+        keep_freed_memory()
         self.checkpoints.align()
         try:
             with tf32(self.config.run.tf32):

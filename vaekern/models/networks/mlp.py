@@ -15,6 +15,7 @@ from vaekern.models.networks.heads import (
     check_options,
     softplus_logvar,
 )
+from vaekern.models.networks.hidden import HiddenLayers
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -28,7 +29,7 @@ def hidden_layers(
     for width in widths:
         modules += [nn.Linear(features, width), ACTIVATIONS[activation]()]
         features = width
-    return nn.Sequential(*modules)
+    return (HiddenLayers if activation == "relu" else nn.Sequential)(*modules)
 
 
 def mlp(

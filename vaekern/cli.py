@@ -8,20 +8,23 @@ extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or dat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 DESCRIPTION = (
     "Gaussian VAEs: train a two-stage model, sample from it, look into it, see what runs here."
 )
-SAMPLE_EPILOG = """examples:
+SAMPLE_DESCRIPTION = "Draw samples from a trained run: a picture (PNG) and an array (.npy)."
+SAMPLE_EXAMPLES = """examples:
   vaekern sample runs/digits-iso-i-mle      a picture and an array, beside the run
-  vaekern sample runs/digits-iso-i-mle --n 1000 --stage 1 --out prior
+  vaekern sample runs/digits-iso-i-mle --n 1000 --from prior --out prior
+  vaekern sample runs/digits-iso-i-mle --from gmm-10
 """
 EVALUATE_DESCRIPTION = (
     "Compute every diagnostic that applies to a trained run. Prints a table, and writes it\n"
@@ -54,13 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words:
             _parser().print_help()
             return 0
-        # These have a parser of their own: it knows every setting, diagnostic or experiment.
-        if words[0] == "train":
-            return _train(words[1:])
-        if words[0] == "evaluate":
-            return _evaluate(words[1:])
-        if words[0] == "reproduce":
-            return _reproduce(words[1:])
+        # These have a parser of their own: it knows every setting, sampler, diagnostic, experiment.
+        own = {"train": _train, "sample": _sample, "evaluate": _evaluate, "reproduce": _reproduce}
+        if words[0] in own:
+            return own[words[0]](words[1:])
         arguments = _parser().parse_args(words)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -77,35 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="train both stages; without flags, on handwritten digits")
 
-    sample = commands.add_parser(
-        "sample",
-        help="draw samples from a trained run",
-        description="Draw samples from a trained run: a picture (PNG) and an array (.npy).",
-        epilog=SAMPLE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sample.add_argument("run", metavar="RUN", help="the directory that `vaekern train` wrote")
-    sample.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: 64)")
-    sample.add_argument(
-        "--stage",
-        type=int,
-        choices=(1, 2),
-        help="1: latents from the prior, 2: from the second stage (default: 2 if trained)",
-    )
-    sample.add_argument(
-        "--weights",
-        choices=("last", "best"),
-        default="last",
-        help="the stage's last ones, or those after its best epoch in training (default: last)",
-    )
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    sample.add_argument(
-        "--out",
-        metavar="PATH",
-        help="writes PATH.png and PATH.npy (default: RUN/samples-stageS-seedN)",
-    )
-    sample.set_defaults(command=_sample)
-
+    commands.add_parser("sample", help="draw samples from a trained run")
     commands.add_parser("evaluate", help="diagnostics of a trained run: table, numbers, pictures")
     commands.add_parser("reproduce", help="a table of the papers: every system over several seeds")
 
@@ -138,13 +110,10 @@ def _train(words: list[str]) -> int:
     path = config.run_directory
     try:
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
+            with _warnings_on_stderr():
                 run = TrainingRun(config, resume=resume)
         except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
             raise _Failure(error) from None
-        for each in caught:
-            print(f"vaekern: warning: {each.message}", file=sys.stderr)
         position = f", from {run.trainer.position}" if run.continued else ""
         print(f"{run.summary()}{position}", flush=True)
         try:
@@ -160,6 +129,16 @@ def _train(words: list[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """A warning is one line for the user, without the place in the code that gave it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for each in caught:
+        print(f"vaekern: warning: {each.message}", file=sys.stderr)
+
+
 def _interrupted(path: Path) -> None:
     saved = (path / "checkpoint.safetensors").is_file()
     text = (
@@ -170,19 +149,48 @@ def _interrupted(path: Path) -> None:
     print(f"\nvaekern: {text}", file=sys.stderr)
 
 
-def _sample(arguments: argparse.Namespace) -> int:
+def _sample_parser() -> argparse.ArgumentParser:
+    from vaekern.models import SAMPLERS
+
+    width = max(map(len, SAMPLERS))
+    names = "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in SAMPLERS.items())
+    parser = _Parser(
+        prog="vaekern sample",
+        description=SAMPLE_DESCRIPTION,
+        epilog=f"sources of latents:\n{names}\n\n{SAMPLE_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="the directory that `vaekern train` wrote")
+    parser.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="NAME",
+        help="where the latents come from (default: second-stage if trained, else prior)",
+    )
+    parser.add_argument(
+        "--stage", type=int, choices=(1, 2), help="1: --from prior, 2: --from second-stage"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("last", "best"),
+        default="last",
+        help="the stage's last ones, or those after its best epoch in training (default: last)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    parser.add_argument(
+        "--out", metavar="PATH", help="writes PATH.png and PATH.npy (default: RUN/samples-...)"
+    )
+    return parser
+
+
+def _sample(words: list[str]) -> int:
     from vaekern.storage.errors import RunError
     from vaekern.training.sampling import save_samples
 
     try:
-        written = save_samples(
-            arguments.run,
-            n=arguments.n,
-            stage=arguments.stage,
-            seed=arguments.seed,
-            out=arguments.out,
-            weights=arguments.weights,
-        )
+        with _warnings_on_stderr():
+            written = save_samples(**vars(_sample_parser().parse_args(words)))
     except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
         raise _Failure(error) from None
     except KeyboardInterrupt:

@@ -147,6 +147,7 @@ def test_everything_that_applies_to_images_is_done(of_digits: dict[str, Any]) ->
     assert not any(entry.get("failed_figures") for entry in of_digits.values())
     counts = {name: entry["n"] for name, entry in of_digits.items() if "n" in entry}
     assert counts.pop("perturbed_codes") == 4
+    assert counts.pop("interpolation_strips") == 16
     assert set(counts.values()) == {SAMPLES}
 
 
@@ -312,7 +313,8 @@ def test_disentanglement_of_the_square(square: Path, of_square: Evaluation) -> N
 def test_vectors_and_a_missing_second_stage(of_square: Evaluation) -> None:
     outcomes = of_square.outcomes
     skipped = {name: o.reason for name, o in outcomes.items() if o.status != "done"}
-    assert skipped == {"perturbed_codes": "it shows images, and the data are vectors"}
+    reason = "it shows images, and the data are vectors"
+    assert skipped == dict.fromkeys(("perturbed_codes", "interpolation_strips"), reason)
     assert "u" not in outcomes["maximum_mean_discrepancy"].values
     assert "q(u)" not in of_square.table
     assert "stage 1 (stage 2 is not trained)" in of_square.table.splitlines()[0]

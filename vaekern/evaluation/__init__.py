@@ -2,6 +2,7 @@
 
 from vaekern.evaluation.decoder_figures import (
     directional_variance_figure,
+    interpolation_figure,
     latent_traversals_figure,
     perturbed_codes_figure,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "encoder_variance_histogram_figure",
     "fit_feature_classifier",
     "frechet_distance",
+    "interpolation_figure",
     "latent_spectrum_figure",
     "latent_traversals_figure",
     "orthogonality_figure",

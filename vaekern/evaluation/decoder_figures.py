@@ -184,6 +184,52 @@ def perturbed_codes_figure(
     )
 
 
+def interpolation_figure(
+    first: Tensor,  # [N, C, H, W] in [0, 1]
+    strips: Tensor,  # [N, S, C, H, W]
+    second: Tensor,  # the shape of first
+    path: str | Path,
+) -> None:
+    """One row for each pair: the first image, the decoded way to the second, and the second.
+
+    At most 12 rows, fewer of large images; where the way has more images than fit, they are evenly
+    spread.
+
+    Args:
+        first: [N, C, H, W] in [0, 1].
+        strips: [N, S, C, H, W] from :func:`vaekern.models.interpolation_strips`.
+        second: [N, C, H, W].
+        path: the PNG file.
+
+    Raises:
+        ValueError: shapes that do not fit, or samples that are no images.
+        RunError: the file cannot be written.
+
+    Source: Takida et al. 2022, figure J.9.
+    """
+    check_pictures("first", first)
+    if first.ndim != 4:
+        raise ValueError(f"first must be images [N, C, H, W], got {list(first.shape)}")
+    fits = strips.ndim == 5 and strips[:, 0].shape == first.shape
+    if second.shape != first.shape or not fits:
+        raise ValueError(
+            f"strips and second must belong to first {list(first.shape)}, got "
+            f"{list(strips.shape)} and {list(second.shape)}; strips are [N, S, C, H, W]"
+        )
+    first, strips, second = (t.detach().float().cpu() for t in (first, strips, second))
+    count = strips.shape[1]
+    shown = _spread(count, max(2, _tiles.columns(first, count + 2) - 2))
+    rows = [
+        _tiles.Row(torch.cat([first[n, None], strips[n, shown], second[n, None]]))
+        for n in range(_tiles.rows_that_fit(first, min(ROWS, len(first))))
+    ]
+    ratios = [f"{place / (count - 1):.2g}" for place in shown]
+    heads = ["input", *ratios, "input"]
+    title = "Between two codes"
+    breaks = (1, len(shown) + 1)
+    save(_tiles.tile_figure(rows, title=title, heads=heads, breaks=breaks), path)
+
+
 def _spread(count: int, most: int) -> list[int]:
     """At most ``most`` of ``count`` places, evenly spread, with both ends."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

@@ -1,18 +1,38 @@
-"""Gaussian VAEs, two-stage models and the networks they are made of."""
+"""Gaussian VAEs, two-stage models, the networks they are made of and the samplers over them."""
 
 from vaekern.models import networks
 from vaekern.models.batch_norm import fit_batch_norm
 from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig
+from vaekern.models.samplers import (
+    SAMPLERS,
+    GaussianMixtureSampler,
+    InterpolationSampler,
+    LatentSampler,
+    PriorSampler,
+    SecondStageSampler,
+    interpolation_strips,
+    latent_sampler,
+    spherical_interpolation,
+)
 from vaekern.models.two_stage import Posterior, TwoStageVAE
 from vaekern.models.vae import VAE
 
 __all__ = [
+    "SAMPLERS",
     "VAE",
+    "GaussianMixtureSampler",
+    "InterpolationSampler",
+    "LatentSampler",
     "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "Posterior",
+    "PriorSampler",
+    "SecondStageSampler",
     "TwoStageVAE",
     "fit_batch_norm",
+    "interpolation_strips",
+    "latent_sampler",
     "networks",
+    "spherical_interpolation",
 ]

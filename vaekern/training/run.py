@@ -102,6 +102,25 @@ def check_same_data(found: data.Dataset, config: TrainConfig, directory: RunDire
         )
 
 
+def read_data(directory: RunDirectory) -> data.Dataset:
+    """The data that a run was trained on, read again from where they were.
+
+    Raises:
+        RunError: they are gone, or others lie in their place, or the directory is no run.
+    """
+    config = directory.read_config()
+    try:
+        found = load_data(config)
+    except (ValueError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"the data of {directory.path}, {config.data.data}, cannot be read ({reason}); "
+            "restore them, or run the command where their path leads to them"
+        ) from error
+    check_same_data(found, config, directory)
+    return found
+
+
 CONTINUE = "free memory, by ending other programs, and continue with --resume"
 LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
 

@@ -294,6 +294,16 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         needs=(needs.images,),
     ),
     Diagnostic(
+        "interpolation_strips",
+        "smoothness",
+        "picture: what lies between the codes of two test images",
+        smoothness.interpolation_strips,
+        "test",
+        2 * smoothness.PAIRS,
+        figures={"interpolation_strips.png": smoothness.draw_interpolation_strips},
+        needs=(needs.images,),
+    ),
+    Diagnostic(
         "disentanglement_score",
         "disentanglement",
         "whether each factor of variation has a latent dimension of its own",

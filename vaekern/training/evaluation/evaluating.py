@@ -25,7 +25,7 @@ from vaekern.training.evaluation.row import Diagnostic
 from vaekern.training.evaluation.subject import Subject
 from vaekern.training.evaluation.table import make_table
 from vaekern.training.page import write_page
-from vaekern.training.run import check_same_data, choose_device, load_data
+from vaekern.training.run import choose_device, read_data
 from vaekern.training.run_directory import RunDirectory, load_model
 
 FOLDER = "evaluation"
@@ -165,16 +165,7 @@ def _read(directory: RunDirectory) -> tuple[TrainConfig, Dataset, bool]:
             f"{directory.path} is not finished (stage 1, epoch {position.epoch} of "
             f"{config.stage1.epochs}); {remedy}"
         )
-    try:
-        data = load_data(config)
-    except (ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"the data of {directory.path}, {config.data.data}, cannot be read ({reason}); "
-            "restore them, or run the command where their path leads to them"
-        ) from error
-    check_same_data(data, config, directory)
-    return config, data, second_stage_is_trained(directory)
+    return config, read_data(directory), second_stage_is_trained(directory)
 
 
 def _prepare(folder: Path) -> Path:

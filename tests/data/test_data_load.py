@@ -369,6 +369,18 @@ def test_varied_sizes_need_image_size_then_are_cropped_in_the_centre(tmp_path: P
         assert torch.allclose(image, torch.full((1, 5, 5), 0.4), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [None, 4])
+def test_a_folder_read_batch_by_batch(tmp_path: Path, size: int | None):
+    for i, pixels in enumerate(IMAGES):
+        write(tmp_path / f"{i % 3}" / f"{i:02}.png", pixels)
+    whole = data.load(f"folder:{tmp_path}", image_size=size)
+    rows = data.load(f"folder:{tmp_path}", image_size=size, stream=True)
+    assert isinstance(rows.train, data.Rows)
+    assert torch.equal(rows.train[:], whole.train)
+    assert torch.equal(rows.test[:], whole.test)
+    assert torch.equal(rows.train_labels, whole.train_labels)
+
+
 def test_folder_errors(tmp_path: Path):
     assert "no image" in message(f"folder:{tmp_path}")
     for i in range(4):
@@ -399,12 +411,17 @@ def test_folder_is_quiet_when_not_a_terminal(tmp_path: Path, capfd: pytest.Captu
 
 
 def test_unknown_specs_list_the_known_and_suggest_the_closest(tmp_path: Path):
-    known = "digits | idx:DIR | npy:FILE | folder:DIR | synth-lin | synth-nonlin"
+    known = "digits | idx:DIR | npy:FILE | folder:DIR | cifar10:DIR | cifar10-jpeg:DIR | celeba:DIR"
     assert known in message("mnist")
+    assert "synth-lin[:RATIO]" in message("mnist")
     assert "did you mean" not in message("mnist")
     assert message("digit").endswith("did you mean digits?")
     assert message("foldr:/x").endswith("did you mean folder:/x?")
     assert f"folder:{tmp_path}" in message(str(tmp_path))
+    assert message("celebra:/x").endswith("did you mean celeba:/x?")
+    assert message("manifolds").endswith("did you mean manifold?")
+    assert message("synth_lin:1.5").endswith("did you mean synth-lin:1.5?")
+    assert message("stroke").endswith("did you mean strokes?")
     assert message("idx").endswith("must be written idx:DIR")
     assert message("digits:8").endswith("must be written digits")
     message(3, TypeError)  # type: ignore[arg-type]

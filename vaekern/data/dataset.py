@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from vaekern.data.rows import Samples, take
+
+if TYPE_CHECKING:
+    from vaekern.data.noise import Noise
 
 Kind = Literal["image", "vector"]
 
@@ -26,10 +29,13 @@ class Dataset:
         test: [M, ...] with the same sample shape.
         train_labels: [N] int64, or None where the source has none.
         test_labels: [M] int64, or None where the source has none.
-        value_range: smallest and largest value a sample may have: (0, 1) for images, None for
-            vectors, which are unbounded.
+        value_range: smallest and largest value a sample may have, noise apart: (0, 1) for images,
+            None for vectors, which are unbounded.
         train_factors: [N, F] the true factors of variation, or None where they are not known.
         test_factors: [M, F], or None.
+        factor_names: F names, or empty where there are none.
+        class_factors: names of the factors that are classes; the others are continuous.
+        noise: where and how strong noise was added by :func:`vaekern.data.add_noise`, or None.
     """
 
     name: str
@@ -41,6 +47,9 @@ class Dataset:
     value_range: tuple[float, float] | None = None
     train_factors: Tensor | None = field(default=None, repr=False)
     test_factors: Tensor | None = field(default=None, repr=False)
+    factor_names: tuple[str, ...] = ()
+    class_factors: tuple[str, ...] = ()
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         ndim = 4 if self.kind == "image" else 2
@@ -70,6 +79,13 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (D,) for vectors."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def factor_is_class(self) -> list[bool] | None:
+        """For each factor whether it is a class; None where no factor has a name."""
+        if not self.factor_names:
+            return None
+        return [name in self.class_factors for name in self.factor_names]
 
 
 def split_indices(
@@ -106,6 +122,8 @@ def split_dataset(
     seed: int,
     source: str,
     factors: Tensor | None = None,  # [N, F]
+    factor_names: tuple[str, ...] = (),
+    class_factors: tuple[str, ...] = (),
 ) -> Dataset:
     """A dataset whose test part is taken out of ``samples``."""
     train, test = split_indices(
@@ -121,4 +139,6 @@ def split_dataset(
         value_range=(0.0, 1.0) if kind == "image" else None,
         train_factors=None if factors is None else factors[train],
         test_factors=None if factors is None else factors[test],
+        factor_names=factor_names,
+        class_factors=class_factors,
     )

@@ -24,10 +24,12 @@ class ReadOptions:
 
     def streams(self, shape: Sequence[int]) -> bool:
         """Whether samples [N, *sample_shape] stay on disk, to be read batch by batch."""
-        if self.stream is not None:
-            return self.stream
+        return self.too_large(4 * math.prod(shape)) if self.stream is None else self.stream
+
+    def too_large(self, size: int) -> bool:
+        """Whether so many bytes are more than samples may take of the memory."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return 4 * math.prod(shape) > SHARE_OF_MEMORY * memory
+        return size > SHARE_OF_MEMORY * memory
 
     def without_stream(self, source: str, remedy: str) -> None:
         """Refuse to stream what can only be read whole."""

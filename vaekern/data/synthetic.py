@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaekern._checks import positive
-from vaekern.data.dataset import Dataset, split_dataset
+from vaekern.data.dataset import Dataset
+from vaekern.data.generated import Synthetic, check_count, fixed_generator, generated_dataset
 from vaekern.data.source import ReadOptions
+from vaekern.data.words import Word, numbers
 
 POINTS = 50_000
+RATIO = 2.0
 AXIS = (1.0, -1.0, 1.0)
 ANGLE = math.pi / 4
 HIDDEN, EMBEDDED = 10, 6
 BIAS = 0.15
 
 
-class Synthetic(NamedTuple):
-    """Points and the factors they were made of."""
-
-    x: Tensor  # [n, D] float32
-    factors: Tensor  # [n, 2] float32, uniform on the unit square
-
-
 def synth_lin(
-    n: int, scale_ratio: float = 2.0, *, generator: torch.Generator | None = None
+    n: int, scale_ratio: float = RATIO, *, generator: torch.Generator | None = None
 ) -> Synthetic:
     r"""Synth. Lin.: the unit square, one side stretched, turned in three dimensions.
 
@@ -111,38 +106,24 @@ def synth_nonlin(
 
 
 def read_synth_lin(argument: str, options: ReadOptions) -> Dataset:
-    """50,000 points of :func:`synth_lin`, the same at every call."""
-    return _dataset("synth-lin", synth_lin(POINTS, generator=_fixed()), options)
+    """The same 50,000 points of :func:`synth_lin` at every call; :1.5 makes the ratio 1.5."""
+    (ratio,) = numbers("synth-lin", argument, Word("RATIO", float, RATIO))
+    name = "synth-lin" if ratio == RATIO else f"synth-lin-{ratio:g}"
+    return _dataset(name, synth_lin(POINTS, ratio, generator=fixed_generator()), options)
 
 
 def read_synth_nonlin(argument: str, options: ReadOptions) -> Dataset:
     """50,000 points of :func:`synth_nonlin`, the same at every call."""
-    return _dataset("synth-nonlin", synth_nonlin(POINTS, generator=_fixed()), options)
-
-
-def _fixed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return _dataset("synth-nonlin", synth_nonlin(POINTS, generator=fixed_generator()), options)
 
 
 def _dataset(name: str, data: Synthetic, options: ReadOptions) -> Dataset:
     options.without_image_size(name)
-    return split_dataset(
-        name,
-        "vector",
-        data.x,
-        None,
-        test_fraction=options.test_fraction,
-        seed=options.seed,
-        source=name,
-        factors=data.factors,
-    )
+    return generated_dataset(name, "vector", *data, options, factor_names=("w_1", "w_2"))
 
 
 def _unit_square(n: int, generator: torch.Generator | None) -> Tensor:
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n must be a whole number of points, got {n!r}; pass an int")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}; the paper has {POINTS}")
+    check_count(n, f"the paper has {POINTS}")
     device = torch.device("cpu") if generator is None else generator.device
     return torch.rand(n, 2, dtype=torch.float64, device=device, generator=generator)
 

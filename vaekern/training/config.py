@@ -50,9 +50,7 @@ class RunConfig:
 class DataConfig:
     """What is learned."""
 
-    data: str = setting(
-        "digits", "digits, idx:DIR, npy:FILE, folder:DIR, synth-lin or synth-nonlin"
-    )
+    data: str = setting("digits", "what to learn; the list at the end says what there is")
     image_size: int | None = setting(None, "cut images to a square and resize to this many pixels")
     stream: bool | None = setting(
         None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vaekern._optional import require
+from vaekern.data import READERS
 from vaekern.models.config import explanation
 from vaekern.training.config import STAGES, TrainConfig
 from vaekern.training.presets import preset
@@ -27,6 +28,13 @@ EPILOG = """examples:
   vaekern train --config runs/diag/config.yaml --seed 1 --run runs/diag-1
   vaekern train --run runs/diag --resume             go on where it stopped, with its settings
 """
+
+
+def _epilog() -> str:
+    """The examples, and what --data takes."""
+    width = max(len(reader.spelling(name)) for name, reader in READERS.items())
+    rows = (f"  {r.spelling(name):{width}}  {r.description}" for name, r in READERS.items())
+    return "\n".join([EPILOG, "data (SPEC):", *rows])
 
 
 METAVARS = {"preset": "NAME", "run": "DIR", "data": "SPEC", "network": "NAME"}
@@ -55,7 +63,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         prog="vaekern train",
         usage="vaekern train [--preset NAME] [--data SPEC] [--run DIR] [--resume] [options]",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=_epilog(),
         formatter_class=_Formatter,
         default_env=False,
     )

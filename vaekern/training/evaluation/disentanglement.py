@@ -19,6 +19,7 @@ def disentanglement_score(subject: Subject, n: int) -> Found:
         found = diagnostics.disentanglement_score(
             part.mu.cpu(),
             part.factors,
+            discrete=subject.data.factor_is_class,
             method=method,  # type: ignore[arg-type]
             generator=subject.generator,
         )

@@ -35,13 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
     """compare(variants, bytes_moved=, copy_bytes=, **facts): time the variants, report one row.
 
-    variants: name -> one call; "vaekern", "compile", "eager" and, where bytes count, "copy".
+    variants: name -> one call, or the durations of calls that have been timed; "vaekern",
+        "compile", "eager" and, where bytes count, "copy".
     fewest_visits: of each variant; fewer where a call takes seconds.
     facts: what the row is about: kind=, name=, shape=.
     """
 
     def run(
-        variants: Mapping[str, Callable[[], object]],
+        variants: Mapping[str, Callable[[], object] | list[float]],
         *,
         bytes_moved: int | None = None,
         copy_bytes: int | None = None,
@@ -52,7 +53,10 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Compare:
         if not benchmark.enabled:  # --benchmark-disable: the correctness gate only
             return
         seconds = request.config.getoption("--cell-seconds")
-        durations = measure.interleave(variants, seconds, fewest_visits)
+        calls = {name: each for name, each in variants.items() if callable(each)}
+        durations = {name: each for name, each in variants.items() if isinstance(each, list)}
+        if calls:
+            durations |= measure.interleave(calls, seconds, fewest_visits)
         row: dict[str, Any] = measure.summary(durations)
         for name, variant, count in (
             ("", "vaekern", bytes_moved),

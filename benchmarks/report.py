@@ -45,6 +45,9 @@ def report(result: dict[str, Any], statistic: str = "minimum", brief: bool = Fal
     steps = [r for r in rows if r["kind"] == "training step"]
     if steps:
         parts.append(_steps(steps, statistic))
+    loops = [r for r in rows if r["kind"] == "training loop"]
+    if loops:
+        parts.append(_training_loops(loops, statistic))
     parts += _linear_algebra(rows, statistic)
     return "\n\n".join([*parts, _hardware(result, statistic)]) + "\n"
 
@@ -93,6 +96,19 @@ def _steps(rows: Sequence[Row], statistic: str) -> str:
         lines.append([row["name"], _shape(row), str(row["threads"]), *ms, *ratios])
     head = ["training step", "batch", "threads", "vaekern ms", "compile ms", "eager ms"]
     return _table([*head, "vs compile", "vs eager"], lines)
+
+
+def _training_loops(rows: Sequence[Row], statistic: str) -> str:
+    variants = ("vaekern", "compile", "eager")
+    lines = []
+    for row in rows:
+        rates = [1e6 / row[f"{statistic}_us"][v] for v in variants]
+        steps = [f"{rate:,.0f}" if rate >= 99.5 else f"{rate:.3g}" for rate in rates]
+        ratios = [_times(row[f"{statistic}_speedup"][v]) for v in variants[1:]]
+        memory = [f"{row['peak_mb'][v]:,.0f}" for v in variants]
+        lines.append([row["name"], _shape(row), str(row["threads"]), *steps, *ratios, *memory])
+    head = ["training loop", "batch", "threads", *(f"{v} steps/s" for v in variants)]
+    return _table([*head, "vs compile", "vs eager", *(f"{v} peak MB" for v in variants)], lines)
 
 
 _LOOPS = {"scipy": "loop over SciPy", "loop": "loop over jacrev, svd, SciPy"}

@@ -539,8 +539,9 @@ def components(
     x_logvar: Tensor | None,
     scale_tril: Tensor | None,
     whole: Joined | None,
+    per_dim: bool = True,
 ) -> LossComponents:
-    """The parts of a loss, from its statistics vector."""
+    """The parts of a loss, from its statistics vector; without per_dim, kl_per_dim is empty."""
     batch, features = x.shape[0], math.prod(x.shape[1:])
     rows = statistics[: 3 * batch].view(3, batch)
     parts = rows
@@ -551,20 +552,25 @@ def components(
             parts = parts / (max(batch, 1) * divisor)
     if whole is not None:
         parts = parts * joined.share(whole, options.reduction, batch, parts.dtype)
+    kl_per_dim = _kl_per_dim(options, mu, logvar, scale_tril) if per_dim else mu.new_empty(0)
     with torch.no_grad():
-        dims = Options(0, 0, REDUCTIONS["dims"], 1.0, *options[4:])
-        kernel = _kernel(mu)
-        narrow = False  # no gradient is asked for
-        kl_per_dim = ops.loss(
-            dims, kernel, narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril
-        )[0]
-        if whole is not None:
+        if whole is not None and per_dim:
             kl_per_dim = kl_per_dim * joined.samples_share(whole, batch).to(kl_per_dim.dtype)
         if x_logvar is not None:
             decoder = x_logvar.detach().to(statistics.dtype).clamp_min(options.x_logvar_min)
         else:
             decoder = _mle_logvar(options, rows[1], statistics[3 * batch :], x_hat, x)
     return LossComponents(loss, parts[0], parts[2], kl_per_dim, decoder, parts[1])
+
+
+@torch.no_grad()
+def _kl_per_dim(
+    options: Options, mu: Tensor, logvar: Tensor | None, scale_tril: Tensor | None
+) -> Tensor:
+    """The mean over the batch, [...]."""
+    dims = Options(0, 0, REDUCTIONS["dims"], 1.0, *options[4:])
+    narrow = False  # no gradient is asked for
+    return ops.loss(dims, _kernel(mu), narrow, None, mu=mu, logvar=logvar, scale_tril=scale_tril)[0]
 
 
 def _mle_logvar(

@@ -228,11 +228,13 @@ class GaussianVAELoss(nn.Module):
         x_logvar: Tensor | None = None,
         scale_tril: Tensor | None = None,
         beta: float | Tensor | None = None,
+        per_dim: bool = True,
     ) -> LossComponents:
         """The loss with its parts: .loss .reconstruction .kl .kl_per_dim .x_logvar .mse
 
         ``loss`` is what the call returns, with its graph; the others are detached.  reconstruction,
-        kl and mse (E_L |r|^2) are reduced like the loss; kl_per_dim is the mean over the batch;
+        kl and mse (E_L |r|^2) are reduced like the loss; kl_per_dim is the mean over the batch
+        (empty where per_dim is False, which spares a pass over mu and logvar);
         x_logvar is the decoder's log sigma^2.  While training on several processes all but x_logvar
         are this process's share, whose mean over the processes is the joined batch's.
         """
@@ -243,8 +245,9 @@ class GaussianVAELoss(nn.Module):
         if self.estimate != "mle" and x_logvar is None:
             x_logvar = self.x_logvar
         return functional.components(
-            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril, whole
-        )
+            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril, whole,
+            per_dim,
+        )  # fmt: skip
 
     def _evaluate(
         self,

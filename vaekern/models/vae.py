@@ -289,6 +289,7 @@ class VAE(Shareable):
         beta: float | Tensor | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        per_dim: bool = True,
     ) -> LossComponents:
         """`forward` for a batch that is encoded already, for callers who look at q(z|x) too."""
         if self.posterior_samples == 1:
@@ -300,7 +301,9 @@ class VAE(Shareable):
             )
             x_hat, x_logvar = self._decoder_output(z.flatten(0, 1))
             x_hat = x_hat.unflatten(0, z.shape[:2])
-        return self.loss.components(x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta)
+        return self.loss.components(
+            x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta, per_dim=per_dim
+        )
 
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """What `forward` takes as noise for a batch of so many: the numbers it would draw."""

@@ -113,7 +113,7 @@ class KLTerm:
     def components(
         self, vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, step: int, noise: Tensor
     ) -> LossComponents:
-        """`VAE.components` with this step's KL term.
+        """`VAE.components` with this step's KL term, and kl_per_dim left empty.
 
         Free bits and capacity take the reconstruction from the loss's own kernel (called with
         beta = 0) and add their KL in PyTorch, which costs a few passes over [B, d].
@@ -121,8 +121,8 @@ class KLTerm:
         capacity, free_bits = self.capacity(step), self.config.free_bits
         if capacity is None and free_bits is None:
             beta = None if step >= self.warmup else self.beta(step)
-            return vae.components(x, mu, logvar, beta=beta, noise=noise)
-        found = vae.components(x, mu, logvar, beta=0.0, noise=noise)
+            return vae.components(x, mu, logvar, beta=beta, noise=noise, per_dim=False)
+        found = vae.components(x, mu, logvar, beta=0.0, noise=noise, per_dim=False)
         if capacity is not None:
             kl = capacity_kl(mu, logvar, capacity)
         else:

@@ -73,15 +73,20 @@ class Latents:
     """What stage 2 learns: a fresh z ~ q(z|x) whenever a row is asked for."""
 
     def __init__(self, posterior: Posterior):
-        self.posterior = posterior
         self.dimensions = posterior.mu.shape[1]
+        self._both = torch.cat(posterior, dim=1)  # [N, 2 d]: one look-up in place of two
 
     def __len__(self) -> int:
-        return len(self.posterior.mu)
+        return len(self._both)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """[B, d]."""
-        return self.posterior.take(rows.to(self.posterior.mu.device)).sample(generator=generator)
+        both = self._fetch(rows)
+        mu, logvar = both[:, : self.dimensions], both[:, self.dimensions :]
+        return Posterior(mu, logvar).sample(generator=generator)
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        return self._both.index_select(0, rows.to(self._both.device))
 
     def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
         """`batch` for one set of rows after the other, its noise drawn when it is asked for."""
@@ -119,10 +124,8 @@ class LatentsOnDisk(Latents):
     def __len__(self) -> int:
         return self._count
 
-    def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, d]."""
-        mu, logvar = self._rows[rows].to(self.device, non_blocking=True).chunk(2, dim=1)
-        return Posterior(mu, logvar).sample(generator=generator)
+    def _fetch(self, rows: Tensor) -> Tensor:
+        return self._rows[rows].to(self.device, non_blocking=True)
 
 
 def latents(model: TwoStageVAE, images: Images, directory: Path) -> Latents:

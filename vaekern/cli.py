@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import functools
 import itertools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 DESCRIPTION = (
     "Gaussian VAEs: train a two-stage model, sample from it, look into it, see what runs here."
@@ -38,11 +39,17 @@ EVALUATE_EXAMPLES = """examples:
 
 
 class _Failure(Exception):
-    """One sentence for the user, and the exit code."""
+    """One sentence for the user, and the exit code.
 
-    def __init__(self, sentence: object, code: int = 2):
+    What every process of a run comes upon alike, process 0 says.
+    """
+
+    def __init__(self, sentence: object, code: int = 2, *, alike: bool = False):
         super().__init__(" ".join(str(sentence).split()))
         self.code = code
+        rank, size = _process()
+        self.said = (alike and rank > 0) or type(sentence).__name__ == "SaidElsewhere"
+        self.who = f"process {rank} of {size}: " if rank > 0 else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except _Failure as failure:
-        print(f"vaekern: {failure}", file=sys.stderr)
+        if not failure.said:
+            print(f"vaekern: {failure.who}{failure}", file=sys.stderr)
         return failure.code
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
@@ -101,9 +109,9 @@ def _train(words: list[str]) -> int:
 
         config, resume = parse(words)
     except ModuleNotFoundError as error:
-        raise _Failure(error) from None
+        raise _Failure(error, alike=True) from None
     except UsageError as error:
-        raise _Failure(f"{error}; see vaekern train -h") from None
+        raise _Failure(f"{error}; see vaekern train -h", alike=True) from None
 
     from vaekern.training import RunError, TrainingRun
 
@@ -115,17 +123,17 @@ def _train(words: list[str]) -> int:
         except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
             raise _Failure(error) from None
         position = f", from {run.trainer.position}" if run.continued else ""
-        print(f"{run.summary()}{position}", flush=True)
+        _say(f"{run.summary()}{position}")
         try:
             table = run()
         except (RunError, ModuleNotFoundError) as error:
             raise _Failure(error, code=1) from None
-    except KeyboardInterrupt:
-        _interrupted(Path(path))
-        return 130
-    print(f"\n{table}\n")
-    print(f"Everything on one page: {run.directory.page}")
-    print(f"Pictures and numbers are in {path}; more samples: vaekern sample {path}")
+    except KeyboardInterrupt as stopped:
+        _say(f"\nvaekern: {_interrupted(Path(path))}", file=sys.stderr)
+        return 128 + getattr(stopped, "number", 2)
+    _say(f"\n{table}\n")
+    _say(f"Everything on one page: {run.directory.page}")
+    _say(f"Pictures and numbers are in {path}; more samples: vaekern sample {path}")
     return 0
 
 
@@ -136,17 +144,30 @@ def _warnings_on_stderr() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for each in caught:
-        print(f"vaekern: warning: {each.message}", file=sys.stderr)
+        _say(f"vaekern: warning: {each.message}", file=sys.stderr)
 
 
-def _interrupted(path: Path) -> None:
-    saved = (path / "checkpoint.safetensors").is_file()
-    text = (
-        f"interrupted; {path} holds a checkpoint: continue with the same command and --resume"
-        if saved
-        else "interrupted before there was anything to keep"
-    )
-    print(f"\nvaekern: {text}", file=sys.stderr)
+def _interrupted(path: Path) -> str:
+    if (path / "checkpoint.safetensors").is_file():
+        return (
+            f"interrupted; {path} holds a checkpoint: continue with the same command and --resume"
+        )
+    return "interrupted before there was anything to keep"
+
+
+def _process() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun's variables have them."""
+    try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
+    except ValueError:
+        return 0, 1
+
+
+def _say(text: str, *, file: TextIO | None = None) -> None:
+    """Print where this is the one process, or the first of several."""
+    if _process()[0] == 0:
+        print(text, file=file, flush=True)
 
 
 def _sample_parser() -> argparse.ArgumentParser:

@@ -72,6 +72,37 @@ def share(joined: Joined, reduction: int, batch: int, dtype: torch.dtype) -> Ten
     return samples_share(joined, batch).to(dtype)
 
 
+def with_gradient(share: Tensor, whole: Tensor) -> Tensor:
+    """The joined value, on every process, whose gradients average to its own.
+
+    Where ``whole`` is the mean over the processes of ``share``, the mean of the gradients of any
+    function of the result is that function's gradient: nothing is communicated in the backward.
+    """
+    return share + (whole - share).detach()
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: object) -> Tensor:
+        ctx.group = group
+        total = part.clone()
+        torch.distributed.all_reduce(total, group=group)  # type: ignore[arg-type]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _Sum.apply(grad.contiguous(), ctx.group), None
+
+
+def sum_with_gradient(part: Tensor, group: object) -> Tensor:
+    """The sum over the processes, for what each goes on to compute from it by itself.
+
+    The gradient of a process's part comes from all of them: the backward has an all-reduce too.
+    """
+    total: Tensor = _Sum.apply(part, group)
+    return total
+
+
 class Parts:
     """The micro-batches of one batch: collected in the first pass, weighed in the second."""
 

@@ -29,9 +29,11 @@ class Posterior(NamedTuple):
     mu: Tensor  # [N, d]
     logvar: Tensor  # [N, d]
 
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
-        """One z for each row, [N, d]."""
-        return functional.reparameterize(self.mu, self.logvar, generator=generator)
+    def sample(
+        self, *, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """One z for each row, [N, d], drawn or made of normal numbers [N, d]."""
+        return functional.reparameterize(self.mu, self.logvar, generator=generator, noise=noise)
 
     def take(self, rows: Tensor) -> Posterior:
         """The given rows."""

@@ -68,6 +68,15 @@ class VAE(Shareable):
         >>> parallel(torch.randn(16, 64)).loss.backward()
         >>> vae.loss.x_logvar.grad is None
         False
+
+        FSDP2 keeps a part of every weight on each process; layers that are sharded by themselves go
+        before the whole VAE, and the optimiser comes afterwards.
+
+        >>> from torch.distributed.fsdp import fully_shard
+        >>> vae = fully_shard(vae)
+        >>> optimizer = torch.optim.Adam(vae.parameters())
+        >>> vae(torch.randn(16, 64)).loss.backward()
+        >>> optimizer.step()
         >>> torch.distributed.destroy_process_group()
 
     Source:

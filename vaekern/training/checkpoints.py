@@ -20,6 +20,7 @@ from vaekern.storage.tensors import (
 )
 from vaekern.training.best import Best
 from vaekern.training.config import TrainConfig, differences
+from vaekern.training.processes import Processes
 from vaekern.training.run_directory import MODEL, RunDirectory
 from vaekern.training.seeds import derived_seed
 from vaekern.training.state import Position, State
@@ -33,11 +34,14 @@ class Checkpoints:
     Args:
         directory: of the run.
         state: what is written, and what is read into.
+        processes: whose states are the same but for the sums of the present epoch; process 0
+            writes, all read.
     """
 
-    def __init__(self, directory: RunDirectory, state: State):
+    def __init__(self, directory: RunDirectory, state: State, processes: Processes):
         self.directory = directory
         self.state = state
+        self.processes = processes
         self._restored: Path | None = None
 
     def is_finite(self) -> bool:
@@ -56,12 +60,18 @@ class Checkpoints:
         Raises:
             RunError: the disk is full.
         """
+        totals = self.processes.stack(self.state.totals.sums)
+        with self.processes.together():
+            if self.processes.main:
+                self._write(totals)
+
+    def _write(self, totals: Tensor) -> None:
         state, log = self.state, self.directory.log
         state.position.log_bytes = log.stat().st_size if log.exists() else 0
         model = state.model.state_dict()
         tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.items()}
         tensors |= state.best.tensors()
-        tensors["totals"] = state.totals.sums
+        tensors["totals"] = totals
         tensors["polarization"] = state.polarization.newest
         tensors["random.noise"] = state.noise.get_state()
         tensors["random.cpu"] = torch.get_rng_state()
@@ -87,7 +97,7 @@ class Checkpoints:
             previous=self.directory.previous_checkpoint,
         )
         self._write_model()
-        self.write_best()
+        self._write_best()
 
     def _write_model(self) -> None:
         # What is sampled from and evaluated; training goes on from the checkpoint's own.
@@ -98,6 +108,11 @@ class Checkpoints:
 
     def write_best(self) -> None:
         """Write the weights of the stage's best epoch, where one has ended."""
+        with self.processes.together():
+            if self.processes.main:
+                self._write_best()
+
+    def _write_best(self) -> None:
         position, best = self.state.position, self.state.best
         if best.weights:
             header = {
@@ -172,8 +187,7 @@ class Checkpoints:
                 )
             load_state(state.model, _under("model.", tensors), path)
             state.position = Position(**header["position"])
-            state.totals.sums = tensors["totals"].to(state.device)
-            state.totals.steps = header["steps_in_totals"]
+            state.totals.load(tensors["totals"], header["steps_in_totals"], self.processes)
             state.polarization.newest = tensors["polarization"].to(state.device)
             state.polarization.tracker.load_state_dict(header["polarized_regime"])
             torch.set_rng_state(tensors["random.cpu"])
@@ -214,6 +228,11 @@ class Checkpoints:
 
     def align(self) -> None:
         """Bring the files of a continued run to the position of the checkpoint it continues."""
+        with self.processes.together():
+            if self.processes.main:
+                self._align()
+
+    def _align(self) -> None:
         directory, restored = self.directory, self._restored
         self._restored = None
         if restored is None:
@@ -236,7 +255,7 @@ class Checkpoints:
             behind = True
         if behind:  # a process was stopped between the two files
             self._write_model()
-        self.write_best()
+        self._write_best()
 
 
 def _without_remedy(error: RunError) -> str:

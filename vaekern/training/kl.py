@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vaekern import functional, joined
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
 from vaekern.training.schedule_config import KLConfig
@@ -14,16 +15,18 @@ from vaekern.training.schedule_config import KLConfig
 Number = TypeVar("Number", float, Tensor)
 
 
-def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
+def kl_per_dimension(mu: Tensor, logvar: Tensor, process_group: object = False) -> Tensor:
     r"""KL(N(mu_j, exp logvar_j) || N(0, 1)) of each latent dimension, averaged over the batch.
 
     .. math:: \frac1B \sum_b \tfrac12 (\mu_{bj}^2 + e^{l_{bj}} - 1 - l_{bj})
 
     Args:
         mu, logvar: [B, d]; half precision is widened to float32.
+        process_group: the processes whose batches are one; False = this one alone, None = all.
 
     Returns:
-        [d], in nats, with its graph.
+        [d], in nats, with its graph. On several processes it is the joined batch's on each, and
+        the mean of their gradients is its gradient.
 
     Example:
         >>> kl_per_dimension(torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
@@ -33,10 +36,20 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
     """
     if mu.dtype in (torch.float16, torch.bfloat16):
         mu, logvar = mu.float(), logvar.float()
-    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).mean(0)
+    kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+    group = functional.world(process_group)
+    if group is None:
+        return kl.mean(0)
+    sums, batch = kl.sum(0), len(kl)
+    part = torch.cat([sums.detach().double(), sums.new_full((1,), batch, dtype=torch.float64)])
+    whole = joined.join(part, group)
+    share = sums * (whole.ranks / whole.samples.clamp_min(1)).to(sums.dtype)
+    return joined.with_gradient(share, joined.mean(whole).to(sums.dtype))
 
 
-def free_bits_kl(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
+def free_bits_kl(
+    mu: Tensor, logvar: Tensor, free_bits: float, process_group: object = False
+) -> Tensor:
     r"""The KL with a floor for each latent dimension, below which it is neither paid nor pushed.
 
     .. math:: \sum_j \max(\lambda, \tfrac1B \sum_b \mathrm{KL}_{bj})
@@ -44,6 +57,7 @@ def free_bits_kl(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
     Args:
         mu, logvar: [B, d].
         free_bits: lambda, in nats for each dimension.
+        process_group: as `kl_per_dimension`.
 
     Returns:
         A number in nats, with its graph.
@@ -56,10 +70,12 @@ def free_bits_kl(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
     Source: Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow,
     equation 15, each dimension a group of its own.
     """
-    return kl_per_dimension(mu, logvar).clamp(min=free_bits).sum()
+    return kl_per_dimension(mu, logvar, process_group).clamp(min=free_bits).sum()
 
 
-def capacity_kl(mu: Tensor, logvar: Tensor, capacity: float) -> Tensor:
+def capacity_kl(
+    mu: Tensor, logvar: Tensor, capacity: float, process_group: object = False
+) -> Tensor:
     r"""The distance of the batch's KL from a target.
 
     .. math:: |\tfrac1B \sum_{b,j} \mathrm{KL}_{bj} - C|
@@ -67,6 +83,7 @@ def capacity_kl(mu: Tensor, logvar: Tensor, capacity: float) -> Tensor:
     Args:
         mu, logvar: [B, d].
         capacity: C, in nats.
+        process_group: as `kl_per_dimension`.
 
     Returns:
         A number in nats, with its graph.
@@ -77,7 +94,7 @@ def capacity_kl(mu: Tensor, logvar: Tensor, capacity: float) -> Tensor:
 
     Source: Burgess et al. 2018, Understanding disentangling in beta-VAE, equation 8.
     """
-    return (kl_per_dimension(mu, logvar).sum() - capacity).abs()
+    return (kl_per_dimension(mu, logvar, process_group).sum() - capacity).abs()
 
 
 class KLTerm:
@@ -123,11 +140,12 @@ class KLTerm:
             beta = None if step >= self.warmup else self.beta(step)
             return vae.components(x, mu, logvar, beta=beta, noise=noise, per_dim=False)
         found = vae.components(x, mu, logvar, beta=0.0, noise=noise, per_dim=False)
+        group = vae.loss.process_group
         if capacity is not None:
-            kl = capacity_kl(mu, logvar, capacity)
+            kl = capacity_kl(mu, logvar, capacity, group)
         else:
             assert free_bits is not None
-            kl = free_bits_kl(mu, logvar, free_bits)
+            kl = free_bits_kl(mu, logvar, free_bits, group)
         return found._replace(loss=found.loss + self.beta(step) * kl)
 
     def watched(self, reconstruction: Number, kl: Number) -> Number:

@@ -13,6 +13,7 @@ from vaekern.diagnostics import PolarizedRegimeTracker
 from vaekern.diagnostics.latents import activity
 from vaekern.diagnostics.polarization import kl_error
 from vaekern.functional import LossComponents
+from vaekern.training.processes import Processes
 
 FIELDS = ("loss", "reconstruction", "kl", "mse", "x_logvar")
 POLARIZATION = ("delta_kl", "active_units", "active_units_std")
@@ -35,6 +36,12 @@ class Totals:
         self.sums += torch.stack([each.mean() if each.dim() else each for each in values])
         self.steps += 1
 
+    def load(self, sums: Tensor, steps: int, processes: Processes) -> None:
+        """Go on from the sums [size, len(FIELDS)] of as many processes, or of another number."""
+        rows = sums.view(-1, len(FIELDS)).to(self.sums.device)
+        self.sums = rows[processes.rank] if len(rows) == processes.size else rows.mean(0)
+        self.steps = steps
+
     def means(self) -> Tensor:
         """[len(FIELDS)], still on the device."""
         return self.sums / max(self.steps, 1)
@@ -49,21 +56,21 @@ class Watch:
     """Finds the step whose loss is not finite. Adding a step never waits for the device."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, int]] = []
+        self._steps: list[int] = []
         self._losses: list[Tensor] = []
 
-    def add(self, epoch: int, step: int, loss: Tensor) -> None:
+    def add(self, step: int, loss: Tensor) -> None:
         """Add the loss of one step."""
-        self._steps.append((epoch, step))
+        self._steps.append(step)
         self._losses.append(loss.detach())
 
-    def lost(self) -> tuple[int, int] | None:
-        """(epoch, step) of the first loss since the last call that is infinite or NaN."""
+    def lost(self) -> float:
+        """The first step since the last call whose loss is infinite or NaN; inf where none is."""
         if not self._losses:
-            return None
+            return math.inf
         finite = torch.isfinite(torch.stack(self._losses)).tolist()
         steps, self._steps, self._losses = self._steps, [], []
-        return next((where for where, ok in zip(steps, finite, strict=True) if not ok), None)
+        return next((step for step, ok in zip(steps, finite, strict=True) if not ok), math.inf)
 
 
 class Polarization:

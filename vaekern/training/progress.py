@@ -43,11 +43,13 @@ class Progress:
         epochs: how many it has.
         samples: of each epoch.
         done: samples that an earlier process has trained on.
+        silent: nothing is ever shown.
     """
 
-    def __init__(self, stage: int, epochs: int, samples: int, done: int):
+    def __init__(self, stage: int, epochs: int, samples: int, done: int, *, silent: bool = False):
         self.epochs, self.samples = epochs, samples
         self._name = f"stage {stage}"
+        self._silent = silent
         self._started, self._before, self._done = time.monotonic(), done, done
         self._printed = self._started
         self._standing: Standing | None = None
@@ -58,7 +60,7 @@ class Progress:
             initial=done,
             unit=" samples" if self._wide else "",
             unit_scale=True,
-            disable=None,  # quiet where nobody watches
+            disable=True if silent else None,  # None: quiet where nobody watches
             dynamic_ncols=True,
             bar_format=self._format([]),
         )
@@ -102,9 +104,13 @@ class Progress:
 
     def write(self, sentence: str) -> None:
         """Write a line of its own."""
+        if self._silent:
+            return
         self._bar.write(sentence, file=sys.stderr)
 
     def _print(self, now: float) -> None:
+        if self._silent:
+            return
         self._printed = now
         done = self._done - self._before
         rate = done / max(now - self._started, 1e-9)

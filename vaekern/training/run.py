@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,20 +18,33 @@ from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
 from vaekern.training.memory import out_of_memory
+from vaekern.training.processes import Processes, local_rank, size_of_environment
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.trainer import Trainer
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, number: int = 0) -> torch.device:
     """The device that `name` (auto, cpu, cuda) stands for.
 
+    Args:
+        name: of its kind.
+        number: of the process on this machine: each takes a GPU of its own.
+
     Raises:
-        ValueError: cuda was asked for and there is none.
+        ValueError: cuda was asked for and there is none, or none for this process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch finds none; use --device cpu")
+    if name == "cuda" and size_of_environment() > 1:
+        if number >= torch.cuda.device_count():
+            raise ValueError(
+                f"each process needs a GPU of its own, and this machine has "
+                f"{torch.cuda.device_count()}, got process {number + 1} on it; start fewer with "
+                "torchrun --nproc-per-node, or use --device cpu"
+            )
+        return torch.device("cuda", number)
     return torch.device(name)
 
 
@@ -125,8 +140,19 @@ CONTINUE = "free memory, by ending other programs, and continue with --resume"
 LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except UnreadableSampleError as error:
+        raise RunError(f"{error}, and continue with --resume") from error
+
+
 class TrainingRun:
     """`vaekern train` as an object: everything is checked here, before anything is written.
+
+    Started by torchrun, the processes train one model together. Process 0 alone looks after the
+    run directory and reports at the end; the others return an empty table before.
 
     Args:
         config: the settings.
@@ -146,24 +172,47 @@ class TrainingRun:
         self.config = config
         self.seconds = 0.0  # that the call has trained, without its report
         self.directory = RunDirectory(config.run_directory)
-        self.continued = self.directory.is_run()
-        if self.continued and not resume:
-            raise RunError(
-                f"{self.directory.path} already holds a run; continue it with --resume, "
-                "or choose another directory with --run DIR"
-            )
+        self.device = choose_device(config.run.device, local_rank())
+        self.processes = Processes.join(self.device)
         try:
-            if self.continued:
-                self.directory.lock.acquire()
-            with out_of_memory(lambda: f"out of memory while {config.data.data} was read; {LARGE}"):
-                self._prepare()
+            with self.processes.watched():
+                with self.processes.together():
+                    self.continued = self.processes.main and self._enter(resume)
+                self.continued = self.processes.tell(self.continued)
+                explain = f"out of memory while {config.data.data} was read; {LARGE}"
+                with self.processes.together(), out_of_memory(lambda: explain):
+                    self._prepare()
+                self._check_same_position()
         except BaseException:
             self.close()
             raise
 
+    def _enter(self, resume: bool) -> bool:
+        """Whether there is a run to continue, whose directory is then locked."""
+        if not self.directory.is_run():
+            return False
+        if not resume:
+            raise RunError(
+                f"{self.directory.path} already holds a run; continue it with --resume, "
+                "or choose another directory with --run DIR"
+            )
+        self.directory.lock.acquire()
+        return True
+
+    def _check_same_position(self) -> None:
+        """Refuse to go on where the processes do not see the same files."""
+        here = f"{self.trainer.position}, step {self.trainer.position.step}"
+        main = self.processes.tell(here)
+        with self.processes.together():
+            if here != main:
+                raise RunError(
+                    f"{self.path} must be one directory for all processes, got {main} in process "
+                    f"0 and {here} in process {self.processes.rank}; give a --run directory on a "
+                    "file system that all machines share"
+                )
+
     def _prepare(self) -> None:
         config = self.config
-        self.device = choose_device(config.run.device)
         self.data = load_data(config)
         stored = self._check_same_run() if self.continued else config
         torch.manual_seed(config.run.seed)
@@ -173,7 +222,7 @@ class TrainingRun:
         threads = choose_threads(config.run.threads, self.model)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.trainer = Trainer(self.model, self.data.train, config, self.directory)
+        self.trainer = Trainer(self.model, self.data.train, config, self.directory, self.processes)
         if (warning := self.trainer.warning()) is not None:
             warnings.warn(warning, stacklevel=3)
         if not self.continued:
@@ -197,15 +246,16 @@ class TrainingRun:
         from vaekern.training.report import report  # its packages take a second to import
 
         try:
-            self.start()
-            began = time.monotonic()
-            with out_of_memory(self._explain_memory):
+            with self.processes.watched(), _readable(), out_of_memory(self._explain_memory):
+                self.start()
+                began = time.monotonic()
                 self.trainer.train()
-            self.seconds = time.monotonic() - began
-            with out_of_memory(lambda: f"out of memory in the report; {CONTINUE}"):
+                self.seconds = time.monotonic() - began
+                self.processes.leave()
+            if not self.processes.main:
+                return ""
+            with _readable(), out_of_memory(lambda: f"out of memory in the report; {CONTINUE}"):
                 return report(self.model, self.data, self.config, self.directory)
-        except UnreadableSampleError as error:
-            raise RunError(f"{error}, and continue with --resume") from error
         finally:
             self.close()
 
@@ -215,11 +265,14 @@ class TrainingRun:
         Raises:
             RunError: it cannot be written, or another process trains in it.
         """
-        self.directory.start(self.config, self._description(), fresh=not self.continued)
-        sharing.write_config(self.model, self.path)
+        with self.processes.together():
+            if self.processes.main:
+                self.directory.start(self.config, self._description(), fresh=not self.continued)
+                sharing.write_config(self.model, self.path)
 
     def close(self) -> None:
         """Let other processes into the run directory; a run that is called does this itself."""
+        self.processes.close()
         self.directory.lock.release()
 
     def _explain_memory(self) -> str:
@@ -240,9 +293,11 @@ class TrainingRun:
     def summary(self) -> str:
         """One line on what is trained, and where."""
         shape = "x".join(map(str, self.data.sample_shape))
+        count = self.processes.size
+        where = self.device.type if count == 1 else f"{self.device.type}, {count} processes"
         return (
             f"Training on {self.data.name} ({len(self.data.train)} samples of {shape}) "
-            f"on {self.device.type}, in {self.path}"
+            f"on {where}, in {self.path}"
         )
 
     def _description(self) -> dict[str, object]:

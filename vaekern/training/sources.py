@@ -14,6 +14,7 @@ from vaekern.data.rows import FileRows, Rows, Samples, take
 from vaekern.models import Posterior, TwoStageVAE
 from vaekern.models.vae import CHUNK
 from vaekern.training.prefetch import prefetched
+from vaekern.training.processes import Processes
 from vaekern.training.seeds import derived_seed
 
 # Data up to this size lives on the device; a larger set is sent batch by batch.
@@ -39,10 +40,17 @@ def split(train: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]
 
 
 class Images:
-    """What stage 1 learns: rows of the training set."""
+    """What stage 1 learns: rows of the training set.
 
-    def __init__(self, x: Samples, device: torch.device):
+    Args:
+        x: the training set [N, *sample_shape].
+        device: where batches go.
+        processes: each takes its share of every batch.
+    """
+
+    def __init__(self, x: Samples, device: torch.device, processes: Processes | None = None):
         self.device = device
+        self.processes = processes or Processes()
         self.dimensions = x.shape[1:].numel()
         self.x = x
         if isinstance(x, Tensor) and x.numel() * x.element_size() <= RESIDENT_BYTES:
@@ -52,7 +60,7 @@ class Images:
         return len(self.x)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, *sample_shape]."""
+        """[B, *sample_shape]; on several processes this one's share of the rows."""
         return self._fetch(rows).to(self.device, non_blocking=True)
 
     def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
@@ -63,6 +71,7 @@ class Images:
         return (x.to(self.device, non_blocking=True) for x in read)
 
     def _fetch(self, rows: Tensor) -> Tensor:
+        rows = rows[self.processes.share(len(rows))]
         if isinstance(self.x, Tensor):
             return self.x[rows.to(self.x.device)]
         x = self.x[rows]
@@ -70,9 +79,16 @@ class Images:
 
 
 class Latents:
-    """What stage 2 learns: a fresh z ~ q(z|x) whenever a row is asked for."""
+    """What stage 2 learns: a fresh z ~ q(z|x) whenever a row is asked for.
 
-    def __init__(self, posterior: Posterior):
+    Args:
+        posterior: of the training set.
+        processes: each takes its share of every batch, and of its noise.
+    """
+
+    def __init__(self, posterior: Posterior, processes: Processes | None = None):
+        self.processes = processes or Processes()
+        self.device = posterior.mu.device
         self.dimensions = posterior.mu.shape[1]
         self._both = torch.cat(posterior, dim=1)  # [N, 2 d]: one look-up in place of two
 
@@ -80,13 +96,17 @@ class Latents:
         return len(self._both)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, d]."""
-        both = self._fetch(rows)
+        """[B, d]; on several processes this one's share of the rows."""
+        mine = self.processes.share(len(rows))
+        both = self._fetch(rows[mine])
         mu, logvar = both[:, : self.dimensions], both[:, self.dimensions :]
-        return Posterior(mu, logvar).sample(generator=generator)
+        # Everybody draws the noise of the whole batch: it does not depend on who shares it.
+        shape = (len(rows), self.dimensions)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        return Posterior(mu, logvar).sample(noise=noise[mine])
 
     def _fetch(self, rows: Tensor) -> Tensor:
-        return self._both.index_select(0, rows.to(self._both.device))
+        return self._both.index_select(0, rows.to(self.device))
 
     def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
         """`batch` for one set of rows after the other, its noise drawn when it is asked for."""
@@ -98,19 +118,21 @@ class LatentsOnDisk(Latents):
 
     Args:
         model: its stage 1 is run once over all samples.
-        images: the samples.
+        images: the samples; each of their processes encodes its share of them.
         directory: of the file, which the system removes when the process ends, however it ends.
     """
 
     def __init__(self, model: TwoStageVAE, images: Images, directory: Path):
+        self.processes = images.processes
         self.device = next(model.parameters()).device
         self.dimensions = model.stage1.latent_dim
         self._count = len(images)
         # it stays open as long as there are rows to read
         file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
         pieces = torch.arange(len(images)).split(CHUNK)
-        for piece in images.batches(pieces, torch.Generator()):
-            found = torch.cat(model.posterior(piece), dim=1)
+        for rows, x in zip(pieces, images.batches(pieces, torch.Generator()), strict=True):
+            found = torch.cat(model.posterior(x), dim=1)
+            found = self.processes.rows(found, len(rows))
             file.write(found.float().cpu().numpy().tobytes())
         file.flush()
         self._rows = FileRows(
@@ -132,4 +154,6 @@ def latents(model: TwoStageVAE, images: Images, directory: Path) -> Latents:
     """What stage 2 learns of the images, in memory or on disk as they are."""
     if isinstance(images.x, Rows):
         return LatentsOnDisk(model, images, directory)
-    return Latents(model.posterior(images.x))
+    processes, count = images.processes, len(images)
+    part = model.posterior(images.x[processes.share(count)])
+    return Latents(Posterior(*(processes.rows(each, count) for each in part)), processes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from vaekern.data import Samples
 from vaekern.models import TwoStageVAE
+from vaekern.models.joined_batch_norm import batch_norm_joined
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import append
 from vaekern.training.allocator import keep_freed_memory
@@ -17,8 +20,9 @@ from vaekern.training.board import Board
 from vaekern.training.checkpoints import Checkpoints
 from vaekern.training.config import TrainConfig
 from vaekern.training.controls import Controls
-from vaekern.training.interrupt import StopRequest
+from vaekern.training.interrupt import Stopped, StopRequest
 from vaekern.training.kl import KLTerm
+from vaekern.training.meetings import Meetings
 from vaekern.training.metrics import (
     FIELDS,
     OBSERVED_EVERY,
@@ -29,6 +33,7 @@ from vaekern.training.metrics import (
     to_lines,
 )
 from vaekern.training.precision import tf32
+from vaekern.training.processes import Processes
 from vaekern.training.progress import Progress, Standing
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.seeds import derived_seed
@@ -48,30 +53,53 @@ class Trainer:
         model: on its device.
         train: the training set [N, *sample_shape].
         config: the settings.
-        directory: where checkpoints and metrics go.
+        directory: where checkpoints and metrics go; process 0 writes them.
+        processes: that train it together; each has the whole model and takes its share of every
+            batch, so that the run is that of one process up to the rounding of sums.
+
+    Raises:
+        ValueError: there are more processes than samples in a batch.
 
     Example:
         See `vaekern.training.run.TrainingRun`, which prepares all four.
     """
 
     def __init__(
-        self, model: TwoStageVAE, train: Samples, config: TrainConfig, directory: RunDirectory
+        self,
+        model: TwoStageVAE,
+        train: Samples,
+        config: TrainConfig,
+        directory: RunDirectory,
+        processes: Processes | None = None,
     ):
         self.model = model
         self.config = config
         self.directory = directory
         self.device = next(model.parameters()).device
-        self.images, self.held_out = Images(train, self.device), None
+        self.processes = processes or Processes()
+        held_out = None
         if config.schedule.validation_fraction:
-            held_out, rest = split(train, config.schedule.validation_fraction, config.run.seed)
-            self.images, self.held_out = Images(rest, self.device), Images(held_out, self.device)
+            held_out, train = split(train, config.schedule.validation_fraction, config.run.seed)
+        self.images = Images(train, self.device, self.processes)
+        self.held_out = None if held_out is None else Images(held_out, self.device)
         self.state = State(model, config, len(self.images))
-        self.checkpoints = Checkpoints(directory, self.state)
+        self._check_batches()
+        self.checkpoints = Checkpoints(directory, self.state, self.processes)
         self.log = Log()
         self.board = Board(directory.path)
         self.watch = Watch()
         self._saved_at = time.monotonic()
         self._flushed_at = time.monotonic()
+
+    def _check_batches(self) -> None:
+        for name in ("stage1", "stage2"):
+            size = self.state.batch_size(getattr(self.config, name))
+            if size < self.processes.size:
+                raise ValueError(
+                    f"{name}.batch_size is the whole batch, which the processes share: it must be "
+                    f"at least their number {self.processes.size}, got {size}; raise it, or start "
+                    "fewer processes"
+                )
 
     @property
     def position(self) -> Position:
@@ -85,12 +113,13 @@ class Trainer:
 
         Raises:
             RunError: the loss is no longer finite, or the disk is full.
-            KeyboardInterrupt: Ctrl-C; a checkpoint has been written.
+            Stopped: Ctrl-C or SIGTERM (a KeyboardInterrupt); a checkpoint has been written.
         """
         keep_freed_memory()
         self.checkpoints.align()
+        joined = nullcontext() if self.processes.alone else batch_norm_joined(self.model)
         try:
-            with tf32(self.config.run.tf32):
+            with tf32(self.config.run.tf32), joined:
                 self._train()
         finally:
             self.board.close()
@@ -142,37 +171,48 @@ class Trainer:
             self.save()  # a full disk or a read-only directory shows before the work, not after
         controls = state.controls
         assert controls is not None
-        train = Step(vae, controls, self.config.run.precision, state.noise)
+        processes = self.processes
+        train = Step(vae, controls, self.config.run.precision, state.noise, processes)
+        meetings = Meetings(processes)
         batch_size, batches = state.batch_size(stage), state.steps(stage)
         vae.train()
-        with self._bar(position, stage.epochs, batches, batch_size) as bar, StopRequest() as stop:
+        with (
+            self._bar(position, stage.epochs, batches, batch_size) as bar,
+            StopRequest(processes.alone) as stop,
+        ):
             while position.epoch < stage.epochs and not controls.stopped:
                 controls.rate.start(position.epoch)
                 order = self._order(len(source))
                 left = range(position.batch, batches)
                 rows = (order[i * batch_size : (i + 1) * batch_size] for i in left)
                 for index, x in zip(left, source.batches(rows, state.noise), strict=True):
-                    stepped = train(x, position.step)
+                    stepped = train(x, batch_size, position.step)
                     state.totals.add(stepped.components)
                     position.batch += 1
                     position.step += 1
-                    self.watch.add(position.epoch + 1, position.step, stepped.components.loss)
+                    self.watch.add(position.step, stepped.components.loss)
                     if index + 1 == batches or position.step % OBSERVED_EVERY == 0:
                         step = position.step if position.stage == 1 else None
-                        state.polarization.observe(stepped.mu, stepped.logvar, step)
+                        mu, logvar = (
+                            processes.rows(each, batch_size)
+                            for each in (stepped.mu, stepped.logvar)
+                        )
+                        state.polarization.observe(mu, logvar, step)
                     bar.update(batch_size)
-                    if stop.requested:
-                        self.save()
-                        raise KeyboardInterrupt
-                    self._on_time(bar, source.dimensions)
+                    self._on_time(meetings, stop, bar, source.dimensions)
                 self._end_epoch(controls, source.dimensions, held_out)
             self._flush()
             bar.show(self._standing(source.dimensions))
             if controls.stopped:
                 bar.write(_stopped_sentence(controls, position))
-            if stop.requested:  # after the last step there is no other that would look
-                self.save()
-                raise KeyboardInterrupt
+            # After the last step there is no other that would look.
+            self._stop(processes.most([stop.requested])[0])
+
+    def _stop(self, number: float) -> None:
+        """Leave a checkpoint where a signal of this number has asked any process to end."""
+        if number:
+            self.save()
+            raise Stopped(int(number))
 
     def _fit_batch_norm(self) -> None:
         generator = torch.Generator(self.device)
@@ -212,15 +252,20 @@ class Trainer:
             "dims": dimensions,
             **controls.kl.record(position.step - 1),
         }
-        means = state.totals.means()
+        means = self.processes.mean(state.totals.means())
         reconstruction, kl = (means[FIELDS.index(name)] for name in ("reconstruction", "kl"))
         loss = controls.kl.watched(reconstruction, kl)
         if self.config.schedule.watched:  # the one wait for the device in an epoch
             if held_out is None:
                 parts = dict(zip(FIELDS, means.tolist(), strict=True))
             else:
-                seed = derived_seed(self.config.run.seed, position.stage, 0, 5)
-                parts = validate(controls.evaluated, held_out, state.stage.batch_size, seed)
+                parts = validate(
+                    controls.evaluated,
+                    held_out,
+                    state.stage.batch_size,
+                    (self.config.run.seed, position.stage, 0, 5),
+                    self.processes,
+                )
                 record["validation_loss"] = controls.kl.watched(
                     parts["reconstruction"], parts["kl"]
                 )
@@ -237,20 +282,29 @@ class Trainer:
     def _bar(self, position: Position, epochs: int, batches: int, batch_size: int) -> Progress:
         samples = batches * batch_size
         done = position.epoch * samples + position.batch * batch_size
-        return Progress(position.stage, epochs, samples, done)
+        return Progress(position.stage, epochs, samples, done, silent=not self.processes.main)
 
-    def _on_time(self, bar: Progress, dimensions: int) -> None:
+    def _on_time(
+        self, meetings: Meetings, stop: StopRequest, bar: Progress, dimensions: int
+    ) -> None:
         now = time.monotonic()
-        if now - self._flushed_at >= BLOCK_SECONDS:
+        number, flush, save = meetings.agree(
+            stop.requested,
+            now - self._flushed_at >= BLOCK_SECONDS,
+            now - self._saved_at >= self.config.run.checkpoint_seconds,
+        )
+        self._stop(number)
+        if flush:
             self._flush()
             self._flushed_at = now
             bar.show(self._standing(dimensions))
-        if now - self._saved_at >= self.config.run.checkpoint_seconds:
+        if save:
             self.save()
 
     def _standing(self, dimensions: int) -> Standing:
         totals, position = self.state.totals, self.state.position
-        values = torch.cat([totals.means(), self.state.polarization.newest]).tolist()
+        means = self.processes.mean(totals.means())
+        values = torch.cat([means, self.state.polarization.newest]).tolist()
         found = dict(zip(FIELDS + POLARIZATION, values, strict=True))
         if totals.steps == 0 and self.log.last is not None:
             found |= {name: self.log.last[name] for name in FIELDS}
@@ -263,26 +317,31 @@ class Trainer:
 
     def _flush(self) -> None:
         """Write the finished epochs' records to metrics.jsonl; stop where they are not finite."""
-        lost = self.watch.lost()
-        if lost is not None:
-            self._diverged(f"in epoch {lost[0]}, step {lost[1]}")
+        lost = -self.processes.most([-self.watch.lost()])[0]
+        if math.isfinite(lost):
+            step = int(lost)
+            epoch = (step - 1) // self.state.steps(self.state.stage) + 1
+            self._diverged(f"in epoch {epoch}, step {step}")
         self.state.polarization.track()
         records = self.log.take()
         worst = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"]]).all()]
         if worst:
             self._diverged(f"in epoch {worst[0]['epoch']}, before step {worst[0]['step'] + 1}")
         if records:
-            append(self.directory.log, to_lines(records))
-            self.board.add(records)
+            with self.processes.together():
+                if self.processes.main:
+                    append(self.directory.log, to_lines(records))
+                    self.board.add(records)
 
     def _diverged(self, when: str) -> None:
         stage = self.position.stage
-        raise RunError(
+        error = RunError(
             f"the loss of stage {stage} became infinite or NaN {when}; the last good "
             f"checkpoint is kept: continue with --resume and a smaller "
             f"--stage{stage}.lr or with --clip-norm 1, or start a run with "
             "--logvar-clamp '[-30, 20]'"
         )
+        raise self.processes.alike(error)
 
     def save(self) -> None:
         """Write checkpoint.safetensors and model.safetensors, unless the weights are not finite.
@@ -291,7 +350,7 @@ class Trainer:
             RunError: the weights are not finite, or the disk is full.
         """
         self._flush()
-        if not self.checkpoints.is_finite():
+        if self.processes.most([not self.checkpoints.is_finite()])[0]:
             position = self.position
             self._diverged(f"after epoch {position.epoch}, step {position.step}")
         self.checkpoints.write()

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ FEWEST_TURNS = 5
 class Loop:
     """A loop in its own process."""
 
-    def __init__(self, case: str, variant: str, threads: int):
+    def __init__(self, case: str, variant: str, threads: int, device: str):
         self.peak_kb = 0
+        self.device_mb = 0.0
         self._process = subprocess.Popen(
-            [sys.executable, "training_loops.py", case, variant, str(threads)],
+            [sys.executable, "training_loops.py", case, variant, str(threads), device],
             cwd=Path(__file__).parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -51,7 +52,7 @@ class Loop:
         for line in stdout:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
-                self.peak_kb = answer["peak_kb"]
+                self.peak_kb, self.device_mb = answer["peak_kb"], answer["device_mb"]
                 return list(answer["seconds"])
         raise RuntimeError(f"the loop ended with {self._process.wait()}")
 
@@ -64,11 +65,13 @@ class Loop:
 
 
 @contextmanager
-def started(case: str, threads: int) -> Iterator[Mapping[str, Loop]]:
+def started(
+    case: str, threads: int, variants: Sequence[str] = VARIANTS, device: str = "cpu"
+) -> Iterator[Mapping[str, Loop]]:
     with ExitStack() as stack:
         loops = {}
-        for variant in VARIANTS:
-            loops[variant] = Loop(case, variant, threads)
+        for variant in variants:
+            loops[variant] = Loop(case, variant, threads, device)
             stack.callback(loops[variant].close)
         yield loops
 

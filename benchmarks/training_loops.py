@@ -1,6 +1,6 @@
 """The loops that bench_training_loop.py compares, each in a process of its own.
 
-    python training_loops.py CASE VARIANT THREADS
+    python training_loops.py CASE VARIANT THREADS [DEVICE]
 
 The process reads numbers of steps from stdin and answers each with a line of JSON: the seconds of
 every step, and its peak memory so far.  One process for each loop, since how much memory a loop
@@ -106,7 +106,7 @@ class PlainVAE(nn.Module):
         return OBJECTIVE.reconstruction(square, None) + baselines.kl(mu, logvar)
 
 
-def plain(case: Case, compiled: bool) -> Iterator[None]:
+def plain(case: Case, compiled: bool, device: str) -> Iterator[None]:
     """The user's loop; yields after every step."""
     torch.manual_seed(0)
     count = case.samples * 9 // 10
@@ -114,7 +114,11 @@ def plain(case: Case, compiled: bool) -> Iterator[None]:
         mu, logvar = torch.randn(count, case.latents), torch.full((count, case.latents), -3.0)
     else:
         images = torch.rand(count, *case.shape)
-    model = PlainVAE(case)
+    if case.stage == 2:
+        mu, logvar = mu.to(device), logvar.to(device)
+    else:
+        images = images.to(device)
+    model = PlainVAE(case).to(device)
     model.train()
     loss_of: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
@@ -135,7 +139,7 @@ def plain(case: Case, compiled: bool) -> Iterator[None]:
         assert math.isfinite(total)
 
 
-def train(case: Case, threads: int, after_step: Callable[[], None]) -> None:
+def train(case: Case, threads: int, after_step: Callable[[], None], device: str, step: str) -> None:
     """`vaekern train`, which calls `after_step` when it has made a step of the case's stage."""
     from vaekern.training import TrainConfig, Trainer, TrainingRun, run
 
@@ -154,6 +158,8 @@ def train(case: Case, threads: int, after_step: Callable[[], None]) -> None:
             "run": str(Path(folder) / "run"),
             "data": f"npy:{folder}/x.npy",
             "threads": threads,
+            "device": device,
+            "step": step,
             "latent_dim": case.latents,
             "stage1": {"epochs": 10**6, "batch_size": BATCH, "lr": LR},
             "stage2": {"epochs": 0},
@@ -167,9 +173,13 @@ def train(case: Case, threads: int, after_step: Callable[[], None]) -> None:
 
 
 class Session:
-    """Answers the numbers on stdin; `step` is called when a step has been made."""
+    """Answers the numbers on stdin; `step` is called when a step has been made.
 
-    def __init__(self) -> None:
+    On a GPU, where steps are only launched one by one, it waits before and after all of them, and
+    answers with their mean."""
+
+    def __init__(self, device: str) -> None:
+        self.gpu = device == "cuda"
         self.left = 0
         self.seconds: list[float] = []
         self.last = 0.0
@@ -180,27 +190,39 @@ class Session:
         if not line:
             raise SystemExit
         self.left, self.seconds = int(line), []
+        if self.gpu:
+            torch.cuda.synchronize()
         self.last = time.perf_counter()
 
     def step(self) -> None:
+        self.left -= 1
+        if self.gpu and self.left:
+            self.seconds.append(0.0)
+            return
+        if self.gpu:
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds.append(now - self.last)
-        self.left -= 1
         if self.left == 0:
+            if self.gpu:
+                self.seconds = [self.seconds[-1] / len(self.seconds)] * len(self.seconds)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(json.dumps({"seconds": self.seconds, "peak_kb": peak}), flush=True)
+            device_mb = torch.cuda.max_memory_reserved() / 2**20 if self.gpu else 0.0
+            answer = {"seconds": self.seconds, "peak_kb": peak, "device_mb": device_mb}
+            print(json.dumps(answer), flush=True)
             self.wait()
             return
         self.last = now
 
 
-def main(case: str, variant: str, threads: str) -> None:
+def main(case: str, variant: str, threads: str, device: str = "cpu") -> None:
     torch.set_num_threads(int(threads))
-    session = Session()
-    if variant == "vaekern":
-        train(CASES[case], int(threads), session.step)
+    session = Session(device)
+    if variant.startswith("vaekern"):
+        step = "eager" if variant == "vaekern-eager" else "auto"
+        train(CASES[case], int(threads), session.step, device, step)
         return
-    for _ in plain(CASES[case], variant == "compile"):
+    for _ in plain(CASES[case], variant == "compile", device):
         session.step()
 
 

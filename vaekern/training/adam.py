@@ -58,6 +58,7 @@ class Adam(torch.optim.Adam):
 
     def __init__(self, groups: Any, **settings: Any):
         self._groups: list[_Bound] = []
+        self._rates: list[Tensor] = []  # of each group, on its device, once they are wanted there
         super().__init__(groups, fused=True, **settings)
 
     @torch.no_grad()
@@ -71,7 +72,8 @@ class Adam(torch.optim.Adam):
             raise ValueError("closure must be None, got one; take torch.optim.Adam")
         if not self._groups:
             self._groups = [self._bind(group) for group in self.param_groups]
-        for group, bound in zip(self.param_groups, self._groups, strict=True):
+        rates = self._rates or [group["lr"] for group in self.param_groups]
+        for group, rate, bound in zip(self.param_groups, rates, self._groups, strict=True):
             gradients = [parameter.grad for parameter in bound.parameters]
             if any(gradient is None for gradient in gradients):
                 bound, gradients = bound.used(gradients)
@@ -89,7 +91,7 @@ class Adam(torch.optim.Adam):
                 [],
                 bound.steps,
                 amsgrad=False,
-                lr=group["lr"],
+                lr=rate,
                 beta1=beta1,
                 beta2=beta2,
                 weight_decay=group["weight_decay"],
@@ -100,6 +102,19 @@ class Adam(torch.optim.Adam):
             )
             if overflow is not None:
                 bound.advance(-overflow)
+
+    def rates_on_device(self) -> None:
+        """Read the learning rates from tensors from now on, and bring these up to date.
+
+        For a step that is recorded: call it before each replay.
+        """
+        if not self._rates:
+            self._rates = [_rate(group) for group in self.param_groups]
+            self._known = [group["lr"] for group in self.param_groups]
+        for i, group in enumerate(self.param_groups):
+            if group["lr"] != self._known[i]:
+                self._rates[i].fill_(group["lr"])
+                self._known[i] = group["lr"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -136,3 +151,10 @@ class Adam(torch.optim.Adam):
             [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
         )
         return _Bound(list(parameters), means, squares, steps, counter)
+
+
+def _rate(group: dict[str, Any]) -> Tensor:
+    device = group["params"][0].device
+    # the kernel for GPUs reads a float32
+    dtype = torch.float32 if device.type == "cuda" else torch.float64
+    return torch.full((), group["lr"], dtype=dtype, device=device)

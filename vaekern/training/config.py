@@ -14,6 +14,7 @@ from vaekern.training.presets import with_preset
 from vaekern.training.schedule_config import KLConfig, ScheduleConfig
 
 Device = Literal["auto", "cpu", "cuda"]
+Mode = Literal["auto", "eager", "compile", "graph"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -42,6 +43,11 @@ class RunConfig:
     tf32: bool | None = setting(
         None,
         "TF32 on an NVIDIA GPU, true or false (default: torch's own, in convolutions only)",
+    )
+    step: Mode = setting(
+        "auto",
+        "how a training step runs: eager; compile (torch.compile); graph (recorded once as a CUDA "
+        "graph, then replayed); auto takes graphs on a CUDA device where a step can be recorded",
     )
     checkpoint_seconds: float = setting(30.0, "seconds of training between two checkpoints")
 
@@ -173,7 +179,17 @@ STAGES = ("stage1", "stage2")
 
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *("run", "preset", "device", "threads", "tf32", "checkpoint_seconds", "clip_norm", "stream"),
+    *(
+        "run",
+        "preset",
+        "device",
+        "threads",
+        "tf32",
+        "step",
+        "checkpoint_seconds",
+        "clip_norm",
+        "stream",
+    ),
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 

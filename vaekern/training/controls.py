@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vaekern.models import VAE
+from vaekern.training.adam import Adam
 from vaekern.training.config import TrainConfig
 from vaekern.training.early_stopping import EarlyStopping
 from vaekern.training.kl import KLTerm
@@ -31,7 +32,7 @@ class Controls:
     def __init__(
         self,
         vae: VAE,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Adam,
         config: TrainConfig,
         number: int,
         steps: int,

@@ -118,6 +118,11 @@ class KLTerm:
         self.warmup = config.kl_warmup_steps or (config.kl_warmup_epochs or 0) * steps
         self.rise = (config.capacity_epochs or epochs) * steps
 
+    @property
+    def settled(self) -> int:
+        """The step from which on nothing of it moves any more."""
+        return self.warmup if self.config.capacity is None else max(self.warmup, self.rise)
+
     def beta(self, step: int) -> float:
         """The KL's weight after so many steps: beta * min(1, step / warm-up)."""
         return self.full_beta if step >= self.warmup else self.full_beta * step / self.warmup

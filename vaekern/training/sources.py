@@ -55,6 +55,8 @@ class Images:
         self.x = x
         if isinstance(x, Tensor) and x.numel() * x.element_size() <= RESIDENT_BYTES:
             self.x = x.to(device)
+        # where the numbers of the rows are wanted
+        self.rows_on = self.x.device if isinstance(self.x, Tensor) else torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -88,7 +90,7 @@ class Latents:
 
     def __init__(self, posterior: Posterior, processes: Processes | None = None):
         self.processes = processes or Processes()
-        self.device = posterior.mu.device
+        self.device = self.rows_on = posterior.mu.device
         self.dimensions = posterior.mu.shape[1]
         self._both = torch.cat(posterior, dim=1)  # [N, 2 d]: one look-up in place of two
 
@@ -126,6 +128,7 @@ class LatentsOnDisk(Latents):
         self.processes = images.processes
         self.device = next(model.parameters()).device
         self.dimensions = model.stage1.latent_dim
+        self.rows_on = torch.device("cpu")
         self._count = len(images)
         # it stays open as long as there are rows to read
         file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115

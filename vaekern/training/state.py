@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vaekern.models import VAE, TwoStageVAE
+from vaekern.training.adam import Adam
 from vaekern.training.best import Best
 from vaekern.training.config import StageConfig, TrainConfig
 from vaekern.training.controls import Controls
@@ -49,7 +50,7 @@ class State:
         self.totals = Totals(self.device)
         self.polarization = Polarization(self.device)
         self.best = Best(self.device)
-        self.optimizer: torch.optim.Adam | None = None
+        self.optimizer: Adam | None = None
         self.controls: Controls | None = None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
 from vaekern.training.adam import Adam
+from vaekern.training.captured import Captured, Compiled, Mode, choose
 from vaekern.training.config import StageConfig
 from vaekern.training.controls import Controls
 from vaekern.training.kl import KLTerm
@@ -66,6 +68,11 @@ class Step:
         precision: of the networks.
         noise: of the posterior's draws.
         processes: that share each batch; their gradients are averaged.
+        mode: "eager"; "compile" compiles the loss's forward and backward; "graph" records the whole
+            step and replays it; "auto" is what suits the device. Steps whose KL term moves with
+            their number (warm-up, capacity) are eager.
+
+    Raises a warning where it falls back from what was asked for.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Step:
         precision: str,
         noise: torch.Generator,
         processes: Processes,
+        mode: Mode = "eager",
     ):
         self.vae = vae
         self.controls = controls
@@ -87,16 +95,51 @@ class Step:
                 warnings.simplefilter("ignore", FutureWarning)
                 # The loss and batch norm keep the buffers the same everywhere by themselves.
                 self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
+        self._settled = controls.kl.settled
+        chosen, sentence = choose(mode, next(vae.parameters()).device, self._obstacle())
+        if sentence is not None:
+            warnings.warn(sentence, stacklevel=3)
+        self._captured = Captured(self._whole) if chosen == "graph" else None
+        self._compiled = Compiled(self._settled_loss) if chosen == "compile" else None
+
+    def _obstacle(self) -> str | None:
+        """Why a step cannot be recorded."""
+        if not self.processes.alone:
+            return "steps of several processes are not recorded"
+        if self.controls.scaler is not None:
+            return "float16 decides on the host whether a step counts"
+        if self.controls.average is not None:
+            return "the averaging of weights counts its steps on the host"
+        return None
 
     def __call__(self, x: Tensor, batch: int, step: int) -> Stepped:
         """Train on x, this process's share of a batch, after `step` finished ones of this stage."""
-        self.controls.optimizer.zero_grad(set_to_none=True)
         # Everybody draws the noise of the whole batch: it does not depend on who shares it.
         noise = self.vae.draw_noise(batch, self.noise)[..., self.processes.share(batch), :]
-        with autocast(self.precision, x.device):
-            found: Stepped = self._loss(x, noise, step)
-        self.controls.step(found.components.loss)
+        if self._captured is not None and step >= self._settled:
+            self.controls.optimizer.rates_on_device()
+            found = _unpacked(self._captured(x, noise))
+            # The next replay writes over it, and the loss is looked at later.
+            loss = found.components.loss.clone()
+            return found._replace(components=found.components._replace(loss=loss))
+        found = self._eager(x, noise, step)
         return found if self.processes.alone else self._weighed(found, len(x), batch)
+
+    def _eager(self, x: Tensor, noise: Tensor, step: int) -> Stepped:
+        self.controls.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.precision, x.device):
+            if self._compiled is not None and step >= self._settled:
+                found = _unpacked(self._compiled(x, noise))
+            else:
+                found = self._loss(x, noise, step)
+        self.controls.step(found.components.loss)
+        return found
+
+    def _settled_loss(self, x: Tensor, noise: Tensor) -> list[Tensor]:
+        return _packed(self._loss(x, noise, self._settled))
+
+    def _whole(self, x: Tensor, noise: Tensor) -> list[Tensor]:
+        return [each.detach() for each in _packed(self._eager(x, noise, self._settled))]
 
     def _weighed(self, found: Stepped, share: int, batch: int) -> Stepped:
         """A variance of each sample's own as a number whose mean over the processes is the batch's;
@@ -105,3 +148,12 @@ class Step:
             return found
         x_logvar = found.components.x_logvar.mean() * (share * self.processes.size / batch)
         return found._replace(components=found.components._replace(x_logvar=x_logvar))
+
+
+def _packed(found: Stepped) -> list[Tensor]:
+    return [*found.components, found.mu, found.logvar]
+
+
+def _unpacked(tensors: Sequence[Tensor]) -> Stepped:
+    *components, mu, logvar = tensors
+    return Stepped(LossComponents(*components), mu, logvar)

@@ -172,7 +172,8 @@ class Trainer:
         controls = state.controls
         assert controls is not None
         processes = self.processes
-        train = Step(vae, controls, self.config.run.precision, state.noise, processes)
+        run = self.config.run
+        train = Step(vae, controls, run.precision, state.noise, processes, run.step)
         meetings = Meetings(processes)
         batch_size, batches = state.batch_size(stage), state.steps(stage)
         vae.train()
@@ -182,7 +183,7 @@ class Trainer:
         ):
             while position.epoch < stage.epochs and not controls.stopped:
                 controls.rate.start(position.epoch)
-                order = self._order(len(source))
+                order = self._order(len(source)).to(source.rows_on)
                 left = range(position.batch, batches)
                 rows = (order[i * batch_size : (i + 1) * batch_size] for i in left)
                 for index, x in zip(left, source.batches(rows, state.noise), strict=True):

@@ -414,7 +414,9 @@ def test_unknown_specs_list_the_known_and_suggest_the_closest(tmp_path: Path):
     known = "digits | idx:DIR | npy:FILE | folder:DIR | cifar10:DIR | cifar10-jpeg:DIR | celeba:DIR"
     assert known in message("mnist")
     assert "synth-lin[:RATIO]" in message("mnist")
-    assert "did you mean" not in message("mnist")
+    assert message("mnist").endswith("did you mean idx:DIR?")
+    assert message("fashion_mnist:/x").endswith("did you mean idx:/x?")
+    assert "did you mean" not in message("zzz")
     assert message("digit").endswith("did you mean digits?")
     assert message("foldr:/x").endswith("did you mean folder:/x?")
     assert f"folder:{tmp_path}" in message(str(tmp_path))

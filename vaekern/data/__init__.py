@@ -100,6 +100,9 @@ READERS: dict[str, Reader] = {
     "noisy": Reader(":PATTERN:VARIANCE:SPEC", _read_noisy, "noise on a part of another image set"),
 }
 
+# Names of public sets that are read by the name of their format.
+FORMATS = dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist", "qmnist"), "idx")
+
 
 def load(
     spec: str,
@@ -172,7 +175,8 @@ def _known() -> str:
 def _suggestion(spec: str) -> str:
     prefix, _, argument = spec.partition(":")
     path = Path(spec).expanduser()
-    close = difflib.get_close_matches(prefix.lower(), READERS, n=1, cutoff=0.65)
+    close = difflib.get_close_matches(prefix.lower(), [*FORMATS, *READERS], n=1, cutoff=0.65)
+    close = [FORMATS.get(name, name) for name in close]
     if spec and path.is_dir():
         likely = f"folder:{spec} or idx:{spec}"
     elif spec and path.is_file():

@@ -143,6 +143,7 @@ def _split(paths: list[Path], directory: Path) -> tuple[Tensor, Tensor]:
 
     By list_eval_partition.txt where it lies in the directory or beside it. Else by position in the
     sorted names, in the shares of the published split: with all 202,599 images it is that split.
+    Dai & Wipf split by position, too, but in the order in which a directory lists its files.
     """
     for place in (directory, directory.parent):
         if (place / PARTITION).is_file():

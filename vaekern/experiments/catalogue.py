@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vaekern.experiments import digits
+from vaekern.experiments import digits, manifolds
 from vaekern.experiments.experiment import Experiment
 
 #: By the name that `vaekern reproduce` takes.
-EXPERIMENTS: dict[str, Experiment] = {**digits.EXPERIMENTS}
+EXPERIMENTS: dict[str, Experiment] = {**digits.EXPERIMENTS, **manifolds.EXPERIMENTS}
 
 
 def describe_experiments() -> str:

@@ -166,6 +166,25 @@ def test_programs_beyond_plain_values(tmp_path: Path, program: bytes):
         read_pickled_values(path)
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"\x80\x02}q\x00K\x01h\x00s.", id="a dictionary that holds itself"),
+        pytest.param(b"\x80\x02cnumpy\ndtype\n]\x85R.", id="a type that is a list"),
+        pytest.param(b"\x80\x02cnumpy\ndtype\nU\x08f8,(9,)O\x85R.", id="a compound type"),
+        pytest.param(b"\x80\x02}]K\x01s.", id="a key that is a list"),
+        pytest.param(b"\x80\x02K\x01K\x02.", id="two values"),
+        pytest.param(b"\x80\x02K\x01", id="no end"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_programs_that_make_no_sense(tmp_path: Path, program: bytes):
+    path = tmp_path / "file"
+    path.write_bytes(program)
+    with pytest.raises(ValueError, match="truncated, damaged or no pickle"):
+        read_pickled_values(path)
+
+
 def test_every_cut_and_every_changed_byte_is_an_error_or_a_value(tmp_path: Path):
     """No damage escapes as anything but the one sentence."""
     rows, labels = np.zeros((1, 3072), np.uint8), np.array([3])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,22 +72,21 @@ def read_pickled_values(path: Path) -> Any:
             f"{path} is a pickle that {error}, which plain data never needs and may run code; "
             f"download the file again from its source, or use the binary version"
         ) from None
-    # a damaged program may do anything that the little machine below does not expect, and announce
-    # more bytes than there is memory
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except DAMAGE as error:
         size = path.stat().st_size
         reason = str(error).rstrip(".").replace(". ", "; ") or type(error).__name__
         raise ValueError(
             f"{path} is truncated, damaged or no pickle ({size} bytes found; {reason}); "
             f"download it again"
         ) from None
+
+
+# A damaged program may do anything that the little machine below does not expect, announce more
+# bytes than there is memory, and hold itself.
+DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(MemoryError, RecursionError),
+)
 
 
 def _follow(program: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
@@ -205,9 +205,11 @@ def _call(function: Any, arguments: Any) -> Any:
     if function == "reconstruct" and arguments[0] == "ndarray":
         return _Array()
     if function == "dtype":
-        return _Dtype(str(arguments[0]))
+        if not re.fullmatch(r"[buif][0-9]{1,2}", arguments[0]):
+            raise ValueError("an element type is no plain number")
+        return _Dtype(arguments[0])
     if function == "encode" and arguments[1] in ("latin1", "latin-1"):
-        return str(arguments[0]).encode("latin-1")
+        return str.encode(arguments[0], "latin-1")
     raise _Refused("calls something")
 
 
@@ -221,7 +223,7 @@ def _build(target: Any, state: Any) -> None:
     if not isinstance(target, _Array):
         raise _Refused("gives a state to what is no array")
     _, shape, dtype, fortran, content = state
-    if not isinstance(dtype, _Dtype) or dtype.code.lstrip("<>|=")[0] not in "buif":
+    if not isinstance(dtype, _Dtype):
         raise ValueError("an array holds no plain numbers")
     kind = np.dtype(dtype.code)
     if isinstance(content, str):

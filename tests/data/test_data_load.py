@@ -41,6 +41,19 @@ def rows(samples: torch.Tensor) -> set[bytes]:
 # ------------------------------------------------------------------ digits
 
 
+def test_digits_are_scikit_learn_s_however_they_are_read(monkeypatch: pytest.MonkeyPatch):
+    from sklearn.datasets import load_digits
+
+    from vaekern.data import digits
+
+    expected = load_digits()
+    table = digits._table()
+    assert np.array_equal(table[:, :-1], expected.data)
+    assert np.array_equal(table[:, -1], expected.target)
+    monkeypatch.setattr(digits, "FILE", "moved")
+    assert np.array_equal(digits._table(), table)
+
+
 def test_digits_are_the_bundled_images_split_by_class():
     dataset = data.load("digits")
     assert dataset.sample_shape == (1, 8, 8)

@@ -314,9 +314,18 @@ class VAE(Shareable):
             x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta, per_dim=per_dim
         )
 
-    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """What `forward` takes as noise for a batch of so many: the numbers it would draw."""
-        like = next(self.parameters())
+    def draw_noise(
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        *,
+        like: Tensor | None = None,
+    ) -> Tensor:
+        """What `forward` takes as noise for a batch of so many: the numbers it would draw.
+
+        They have the device and precision of `like`, by default of the first parameter.
+        """
+        like = next(self.parameters()) if like is None else like
         wide = torch.float64 if like.dtype is torch.float64 else torch.float32
         shape = (self.posterior_samples, batch, self.latent_dim)
         draws = torch.randn(shape, generator=generator, device=like.device, dtype=wide)

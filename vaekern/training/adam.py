@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as hooks
 
 
 class _Bound(NamedTuple):
@@ -61,7 +62,6 @@ class Adam(torch.optim.Adam):
         self._rates: list[Tensor] = []  # of each group, on its device, once they are wanted there
         super().__init__(groups, fused=True, **settings)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update.
 
@@ -70,6 +70,24 @@ class Adam(torch.optim.Adam):
         """
         if closure is not None:
             raise ValueError("closure must be None, got one; take torch.optim.Adam")
+        for hook in (*hooks._global_optimizer_pre_hooks.values(), *self._before()):
+            hook(self, (), {})
+        with torch.no_grad():
+            self._update()
+        for hook in (*self._after(), *hooks._global_optimizer_post_hooks.values()):
+            hook(self, (), {})
+
+    # torch wraps every optimiser's step for its hooks and its profiler, which takes longer than the
+    # hooks: this says that it need not, since `step` calls them.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _before(self) -> Any:
+        return self._optimizer_step_pre_hooks.values()
+
+    def _after(self) -> Any:
+        return self._optimizer_step_post_hooks.values()
+
+    def _update(self) -> None:
         if not self._groups:
             self._groups = [self._bind(group) for group in self.param_groups]
         rates = self._rates or [group["lr"] for group in self.param_groups]

@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     By default glibc returns large blocks at once, and the system hands out zeroed pages, one fault
     for each 4 KB, when the next step asks for the same blocks again: 15,000 faults a step for the
     InfoGAN network on 28x28 images, 295,000 on 64x64 ones, where they took 40 per cent of the time.
-    The peak does not grow; the process only stays at it. Holds for the whole process, until it
-    ends. GPU memory is torch's own and is kept anyway.
+    The process stays at its peak, which holes between blocks can raise. Holds for the whole
+    process, until it ends. GPU memory is torch's own and is kept anyway.
 
     Returns:
         Whether this system's malloc can do it; others are left as they are.

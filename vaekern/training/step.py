@@ -96,6 +96,7 @@ class Step:
                 # The loss and batch norm keep the buffers the same everywhere by themselves.
                 self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
         self._settled = controls.kl.settled
+        self._like = next(vae.parameters())
         chosen, sentence = choose(mode, next(vae.parameters()).device, self._obstacle())
         if sentence is not None:
             warnings.warn(sentence, stacklevel=3)
@@ -115,7 +116,9 @@ class Step:
     def __call__(self, x: Tensor, batch: int, step: int) -> Stepped:
         """Train on x, this process's share of a batch, after `step` finished ones of this stage."""
         # Everybody draws the noise of the whole batch: it does not depend on who shares it.
-        noise = self.vae.draw_noise(batch, self.noise)[..., self.processes.share(batch), :]
+        noise = self.vae.draw_noise(batch, self.noise, like=self._like)[
+            ..., self.processes.share(batch), :
+        ]
         if self._captured is not None and step >= self._settled:
             self.controls.optimizer.rates_on_device()
             found = _unpacked(self._captured(x, noise))

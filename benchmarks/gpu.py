@@ -6,7 +6,8 @@
 Ten minutes at most.  Writes benchmarks/results/VERSION/gpu--NAME.json with the hardware, the
 versions, every check and every time, and the table beside it.  Ends with 1 where a check failed.
 ``--dry-run`` goes the same way on a CPU with small matrices and plain PyTorch: it shows that the
-command works, and measures nothing.
+command works, and measures nothing.  What time is left goes to whole training loops, which
+gpu_training.py also times by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_clock
+import gpu_training
 import torch
 from gpu_operators import OPERATORS, Operator, move
 
@@ -186,6 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.checks_only:
         for operator in operators:
             run.time(operator)
+    training = []
+    if not (options.dry_run or options.checks_only or options.only):
+        training = gpu_training.run("cuda", 8.0, list(gpu_training.AIMS), run.left)
     about = machine(device)
     result = {
         "dry_run": options.dry_run,
@@ -193,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - started, 1),
         "checks": run.checks,
         "rows": run.rows,
+        "training": training,
     }
     name = "dry-run" if options.dry_run else about["gpu"]["name"]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training_loop import interleave, started
+from loop_processes import interleave, started
 from training_loops import BATCH, CASES, Case
 
 import vaekern
@@ -30,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 #: How many times as fast as the plain loop each stage is meant to be.
 AIMS = {"stage2-1024-64": 5.0, "stage2-256-16": 5.0, "infogan-28": 2.0}
 NAMES = (*AIMS, "stage2-256-64", "infogan-64", "wae-64")
+START_SECONDS = 60.0  # four processes start, and one compiles
 VARIANTS = ("vaekern", "vaekern-eager", "compile", "eager")
 Row = dict[str, Any]
 
@@ -72,10 +74,18 @@ def table(rows: Sequence[Row], about: str) -> str:
     return "\n".join(lines) + f"\n\n{about}\n"
 
 
-def run(device: str, seconds: float, names: Sequence[str] = NAMES) -> list[Row]:
-    """All rows; one that cannot be measured says why."""
+def run(
+    device: str,
+    seconds: float,
+    names: Sequence[str] = NAMES,
+    left: Callable[[], float] = lambda: math.inf,
+) -> list[Row]:
+    """All rows; one that cannot be measured says why, as does one for which no time is left."""
     rows: list[Row] = []
     for name in names:
+        if left() < START_SECONDS + seconds:
+            rows.append({"case": name, "skipped": "out of time"})
+            continue
         try:
             rows.append(measure(name, device, seconds))
         except (RuntimeError, OSError) as error:

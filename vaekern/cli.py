@@ -246,6 +246,17 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
     )
+    parser.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="Inception's weights (.pth or .safetensors), for FID and KID "
+        "(default: FD and KD in the features of a small classifier of the data)",
+    )
+    parser.add_argument(
+        "--stretch",
+        action="store_true",
+        help="stretch each generated image to [0, 1] before them, as the code of Dai & Wipf does",
+    )
     parser.add_argument("--out", metavar="DIR", help="(default: RUN/evaluation)")
     return parser
 

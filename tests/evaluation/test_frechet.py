@@ -68,6 +68,23 @@ def test_float32_features_are_computed_in_float64():
     assert float(value) == pytest.approx(4 * 0.25**2, rel=1e-9)
 
 
+def test_torchmetrics_gives_the_same_number():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+
+    class Given(torch.nn.Module):
+        num_features = 5
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features
+
+    a = sample_with(torch.ones(5).double(), random_covariance(5, 5))
+    b = sample_with(torch.zeros(5).double(), random_covariance(5, 6), seed=1)
+    metric = fid.FrechetInceptionDistance(Given())
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    assert float(frechet_distance(a, b)) == pytest.approx(float(metric.compute()), rel=1e-12)
+
+
 def test_one_dimension():
     a, b = torch.tensor([[-1.0], [1.0]]), torch.tensor([[-2.0], [2.0]])
     assert float(frechet_distance(a, b)) == pytest.approx(2.0)  # (sqrt 2 - sqrt 8)^2

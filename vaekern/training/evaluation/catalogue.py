@@ -1,13 +1,16 @@
 """The table of diagnostics: a row here is computed, printed, drawn, listed and chosen by name.
 
 Statistics of the encoder and of the aggregate posterior are taken over the training split: they
-need many samples, and are what the table of `vaekern train` says. All others are of the test split.
+need many samples, and are what the table of `vaekern train` says. What is made is compared with the
+test split where it is large enough. All others are of the test split.
 """
 
 from __future__ import annotations
 
+from vaekern.evaluation.generation import IMAGES
 from vaekern.training.evaluation import (
     disentanglement,
+    generation,
     latents,
     likelihood,
     needs,
@@ -57,6 +60,39 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "linearized decoder: {linearized_per_dim:.5f}",
             ),
         ),
+    ),
+    Diagnostic(
+        "frechet_distances",
+        "generation",
+        "FID (with --inception) or FD of samples, reconstructions, interpolations",
+        generation.frechet_distances,
+        "train",
+        IMAGES,
+        lines=generation.frechet_lines(),
+        notes=("in {extractor}; preprocessing: {preprocessing}; {dtype}", "{note}"),
+        needs=(needs.features,),
+    ),
+    Diagnostic(
+        "kernel_distances",
+        "generation",
+        "KID (with --inception) or KD of the same",
+        generation.kernel_distances,
+        "train",
+        IMAGES,
+        lines=generation.sample_lines("{metric}", "{{{name}:.5f}}", "± {{{name}_std:.5f}}"),
+        needs=(needs.torchmetrics, needs.features),
+    ),
+    Diagnostic(
+        "precision_recall",
+        "generation",
+        "how much of what is made looks real, and of what is real can be made",
+        generation.precision_recall,
+        "train",
+        IMAGES,
+        lines=generation.sample_lines(
+            "precision", "{{{name}_precision:.3f}}", "recall: {{{name}_recall:.3f}}"
+        ),
+        needs=(needs.features,),
     ),
     Diagnostic(
         "active_units",

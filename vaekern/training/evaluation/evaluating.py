@@ -15,6 +15,7 @@ import torch
 import vaekern
 from vaekern._optional import require
 from vaekern.data import Dataset
+from vaekern.evaluation import Extractor, inception_extractor
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
 from vaekern.training.checkpoints import reached, second_stage_is_trained
@@ -51,6 +52,9 @@ def evaluate(
     samples: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    inception: str | Path | None = None,
+    extractor: Extractor | None = None,
+    stretch: bool = False,
     out: str | Path | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -70,6 +74,12 @@ def evaluate(
         seed: of the choice of samples and of all noise; a diagnostic's numbers do not depend on
             which others are computed.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        inception: a file with Inception's weights, for FID and KID: see
+            `vaekern.evaluation.load_inception`.
+        extractor: instead, features of your own. Without either the distances between images are
+            taken in the features of a small classifier that is trained on the data.
+        stretch: stretch generated and reconstructed images before these distances, as the code of
+            Dai & Wipf does.
         out: the directory to write to; RUN/evaluation by default.
         progress: a bar on stderr; by default where stderr is a terminal.
 
@@ -80,7 +90,8 @@ def evaluate(
     Raises:
         RunError: the directory is no run, its first stage is not finished, a file is damaged, its
             data are gone or others, or the output cannot be written.
-        ValueError: an unknown name, nothing left to compute, or an option outside its range.
+        ValueError: an unknown name, nothing left to compute, a file that does not hold Inception,
+            or an option outside its range.
         KeyboardInterrupt: Ctrl-C; what was finished is written.
 
     Example:
@@ -95,10 +106,22 @@ def evaluate(
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {seed}")
     on = choose_device(device)
+    if inception is not None and extractor is not None:
+        raise ValueError("give inception or an extractor, not both")
     directory = RunDirectory(run)
     config, data, two_stages = _read(directory)
     model, _ = load_model(run)
-    subject = Subject(model.to(on), data, two_stages=two_stages, seed=seed, samples=samples)
+    if inception is not None:
+        extractor = inception_extractor(inception, device=on)
+    subject = Subject(
+        model.to(on),
+        data,
+        two_stages=two_stages,
+        seed=seed,
+        samples=samples,
+        extractor=extractor,
+        stretch=stretch,
+    )
     folder = _prepare(Path(out).expanduser() if out else directory.path / FOLDER)
     about = {
         "format": FORMAT,
@@ -109,6 +132,8 @@ def evaluate(
         "seed": seed,
         "samples": samples,
         "device": on.type,
+        "extractor": None if extractor is None else extractor.name,
+        "stretch": stretch,
         "second_stage": two_stages,
     }
     head = _head(config, data, two_stages)
@@ -210,6 +235,7 @@ def _outcome(row: Diagnostic, subject: Subject, folder: Path) -> Outcome:
             drawn.append(name)
         else:
             failed[name] = reason
+    about["split"] = found.split or row.split
     return Outcome(
         **about,
         status="done",

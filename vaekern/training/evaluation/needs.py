@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from vaekern.training.evaluation.subject import Subject
 
 
@@ -22,3 +24,22 @@ def factors(subject: Subject) -> str | None:
 def active_dimension(subject: Subject) -> str | None:
     """The posterior has not collapsed."""
     return None if bool(subject.active.any()) else "no latent dimension is active"
+
+
+def features(subject: Subject) -> str | None:
+    """There are images, and a network whose features they can be compared in."""
+    data = subject.data
+    if data.kind != "image":
+        return "it compares images, and the data are vectors"
+    if subject.has_extractor:
+        return None
+    if data.train_labels is None or data.test_labels is None or len(data.train_labels.unique()) < 2:
+        return f"{data.name} has no classes to train a classifier on; give --inception FILE"
+    return None
+
+
+def torchmetrics(subject: Subject) -> str | None:
+    """The package is installed."""
+    if importlib.util.find_spec("torchmetrics") is not None:
+        return None
+    return "torchmetrics is not installed; pip install 'vaekern[eval]'"

@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from vaekern.training.evaluation.subject import Split, Subject
 
-Group = Literal["likelihood", "latents", "orthogonality", "smoothness", "disentanglement"]
+Group = Literal[
+    "likelihood", "generation", "latents", "orthogonality", "smoothness", "disentanglement"
+]
 
 
 class Found(NamedTuple):
@@ -17,6 +19,7 @@ class Found(NamedTuple):
     n: int  # samples it looked at
     values: dict[str, Any]  # numbers and lists of numbers, as evaluation.json holds them
     detail: Any = None  # what its figures draw
+    split: str | None = None  # of the samples, where the row's own is not it
 
 
 class Line(NamedTuple):
@@ -48,3 +51,4 @@ class Diagnostic(NamedTuple):
     lines: tuple[Line, ...] = ()
     figures: Mapping[str, Draw] = {}  # by file name
     needs: tuple[Need, ...] = ()
+    notes: tuple[str, ...] = ()  # under its lines: templates, left out like them

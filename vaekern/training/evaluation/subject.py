@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 import zlib
 from typing import Literal, NamedTuple
 
@@ -10,6 +12,14 @@ from torch import Tensor
 
 from vaekern import diagnostics, functional
 from vaekern.data import Dataset
+from vaekern.evaluation import (
+    Extractor,
+    GenerationFeatures,
+    classifier_extractor,
+    fit_feature_classifier,
+    generation_features,
+)
+from vaekern.evaluation.generation import IMAGES, SOURCES
 from vaekern.models import VAE, TwoStageVAE
 from vaekern.training.seeds import derived_seed
 
@@ -38,6 +48,8 @@ class Subject:
         two_stages: whether the second stage was trained.
         seed: of the choice of samples and of all noise.
         samples: replaces the diagnostics' own sample counts.
+        extractor: features for the distances between images; None trains a small classifier.
+        stretch: stretch made images, see `vaekern.evaluation.generation_features`.
     """
 
     def __init__(
@@ -48,6 +60,8 @@ class Subject:
         two_stages: bool,
         seed: int = 0,
         samples: int | None = None,
+        extractor: Extractor | None = None,
+        stretch: bool = False,
     ):
         self.model = model
         self.data = data
@@ -58,6 +72,9 @@ class Subject:
         self._seed = seed
         self._parts: dict[tuple[Split, int], Part] = {}
         self._active: Tensor | None = None
+        self._extractor = extractor
+        self._stretch = stretch
+        self._generation: tuple[GenerationFeatures, list[str]] | None = None
 
     @property
     def vae(self) -> VAE:
@@ -100,6 +117,49 @@ class Subject:
             mu = self.part("train", self.count("train", ENCODED)).mu
             self._active = diagnostics.active_units(mu, definition="std").mask
         return self._active
+
+    @property
+    def has_extractor(self) -> bool:
+        """Whether there is one, without a classifier having to be trained."""
+        return self._extractor is not None
+
+    @property
+    def extractor(self) -> Extractor:
+        """Features for the distances between images."""
+        if self._extractor is None:
+            classifier = fit_feature_classifier(self.data, seed=self._seed)
+            self._extractor = classifier_extractor(classifier)
+        return self._extractor
+
+    @property
+    def generation_seed(self) -> int:
+        """Of the choice of images and of the noise in what is made."""
+        return derived_seed(self._seed, zlib.crc32(b"generation"))
+
+    @property
+    def generation(self) -> tuple[GenerationFeatures, list[str]]:
+        """Features of real and made images, and what there is to be said against them."""
+        if self._generation is None:
+            data, extractor = self.data, self.extractor
+            if self.samples is not None:  # mixtures are fitted to as many codes, too
+                few = self.part("train", self.count("train", self.samples))
+                data = dataclasses.replace(
+                    data, train=few.x, train_labels=few.labels, train_factors=few.factors
+                )
+            left_out = () if self.two_stages else ("second-stage",)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = generation_features(
+                    self.model,
+                    data,
+                    extractor,
+                    sources=[name for name in SOURCES if name not in left_out],
+                    n=IMAGES if self.samples is None else max(2, self.samples),
+                    stretch=self._stretch,
+                    seed=self.generation_seed,
+                )
+            self._generation = found, [str(each.message) for each in caught]
+        return self._generation
 
     def aggregate_posterior(self, n: int) -> dict[str, Tensor]:
         """Samples of q(z), and of q(u) where stage 2 was trained, each [n, d] by its name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from vaekern.training.evaluation.outcome import Outcome
@@ -9,7 +10,10 @@ from vaekern.training.evaluation.row import Diagnostic, Line
 
 FEW_WORDS = 60  # letters of a reason; evaluation.json has all of it
 
-Cells = tuple[str, ...]  # label, value, unit, n, remark; or a name and what is said of it
+WIDTH = 100  # of notes
+
+# Label, value, unit, n, remark; or a name and what is said of it; or a line of a note.
+Cells = tuple[str, ...]
 
 
 def make_table(
@@ -43,22 +47,32 @@ def _cells(row: Diagnostic, outcome: Outcome) -> list[Cells]:
         if filled is not None:
             label, value, unit, remark = filled
             cells.append((label, value, unit, "" if cells else of, remark))
+    for note in row.notes:
+        text = _format(note, outcome.values)
+        cells += [(part,) for part in textwrap.wrap(text or "", WIDTH - 6)]
     for name, reason in outcome.failed_figures.items():
         cells.append((name, f"not drawn: {few_words(reason)}"))
     return cells
 
 
 def _fill(line: Line, values: Mapping[str, object]) -> tuple[str, str, str, str] | None:
-    try:
-        label, value, remark = (
-            text.format_map(values) for text in (line.label, line.value, line.remark)
-        )
-    except KeyError:
+    label, value, remark = (_format(text, values) for text in (line.label, line.value, line.remark))
+    if label is None or value is None or remark is None:
         return None
     return label, value, line.unit, remark
 
 
+def _format(template: str, values: Mapping[str, object]) -> str | None:
+    """The template, filled in; None where it names something that was not found."""
+    try:
+        return template.format_map(values)
+    except KeyError:
+        return None
+
+
 def _line(cells: Cells, widths: Sequence[int]) -> str:
+    if len(cells) == 1:
+        return f"      {cells[0]}"
     if len(cells) == 2:
         return f"  {cells[0]:<{widths[0]}}  {cells[1]}"
     label, value, unit, n, remark = cells
@@ -79,7 +93,7 @@ def _wrapped(title: str, names: Sequence[str]) -> list[str]:
         return []
     lines = ["", title]
     for name in names:
-        if len(lines[-1]) + len(name) + 2 > 100:
+        if len(lines[-1]) + len(name) + 2 > WIDTH:
             lines.append(" ")
         lines[-1] += f" {name}"
     return lines

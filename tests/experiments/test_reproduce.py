@@ -18,6 +18,7 @@ from vaekern import cli
 from vaekern.experiments import Column, Experiment, Row, reproduce, running
 from vaekern.experiments.procedures import PROCEDURES
 from vaekern.storage.errors import RunError
+from vaekern.training import TrainConfig
 
 COLUMNS = (
     Column("error", "squared error", "report", "squared_error"),
@@ -28,7 +29,7 @@ COLUMNS = (
 ROWS = (
     Row("fixed", "sigma = 1", {"preset": "vae-fixed"}),
     Row("mle", "Iso-I", {"preset": "mle-iso-i"}, baseline="fixed"),
-    Row("mle-two", "Iso-I, second stage", stage=2, run="mle"),
+    Row("mle-two", "Iso-I, second stage", keys={"stage": 2}, run="mle"),
 )
 TINY = {
     "latent_dim": 2,
@@ -109,7 +110,7 @@ def test_two_rows_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     table = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     found = next(row for row in table if (row["row"], row["column"]) == ("mle", "error"))
     assert float(found["mean"]) == cell["mean"]
-    assert (out / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (out / "dots.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     # Once more with a third seed: what is there is used, and said to be.
     before, _ = runs_of(out), capsys.readouterr()
@@ -172,6 +173,17 @@ def test_a_row_that_fails_stops_no_other(
     assert [row["columns"]["error"]["n"] for row in results["rows"]] == [1, 2, 2]
     # The one of the failed run's seed has nothing to be relative to.
     assert results["rows"][1]["columns"]["excess"]["n"] == 1
+
+
+def test_training_alone_is_reported_later(tmp_path: Path, images: str) -> None:
+    flat = {**TINY, "data": images, "run": str(tmp_path / "run"), "stage2": {"epochs": 1}}
+    config = TrainConfig.from_flat(flat)
+    first = PROCEDURES["train only"](config, _quiet)
+    assert (first.epochs, (tmp_path / "run/metrics.json").exists()) == (5, False)
+    weights = (tmp_path / "run/best-stage1.safetensors").read_bytes()
+    assert PROCEDURES["train"](config, _quiet).epochs == 0
+    assert (tmp_path / "run/metrics.json").exists()
+    assert (tmp_path / "run/best-stage1.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(

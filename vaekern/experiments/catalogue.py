@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from vaekern.experiments import digits, manifolds
+from vaekern.experiments import dai_wipf, digits, manifolds, takida
 from vaekern.experiments.experiment import Experiment
 
 #: By the name that `vaekern reproduce` takes.
-EXPERIMENTS: dict[str, Experiment] = {**digits.EXPERIMENTS, **manifolds.EXPERIMENTS}
+EXPERIMENTS: dict[str, Experiment] = {
+    **digits.EXPERIMENTS,
+    **dai_wipf.EXPERIMENTS,
+    **takida.EXPERIMENTS,
+    **manifolds.EXPERIMENTS,
+}
 
 
 def describe_experiments() -> str:

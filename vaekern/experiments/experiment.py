@@ -15,13 +15,14 @@ class Column:
 
     Attributes:
         name: in the files, and in the papers' numbers.
-        label: heading of the table.
+        label: heading of the table; ``{frechet}`` and ``{kernel}`` stand for FID and KID where
+            there is Inception, else for FD and KD.
         measure: the row of `MEASURES` that computes it.
-        key: the name of the number in what that measure returns; ``{stage}`` stands for the
-            stage that a row samples from.
+        key: the name of the number in what that measure returns; ``{stage}`` and other names in
+            braces stand for what the row's `keys` say.
         digits: how it is written, a format specification.
         scale: what it is multiplied by.
-        relative: the value of the row's `baseline` at the same seed is subtracted.
+        relative: the same number of the row's `baseline`, at the same seed, is subtracted.
     """
 
     name: str
@@ -32,6 +33,15 @@ class Column:
     scale: float = 1.0
     relative: bool = False
 
+    def heading(self, *, inception: bool) -> str:
+        """The label."""
+        fid, kid = ("FID", "KID") if inception else ("FD", "KD")
+        return self.label.format(frechet=fid, kernel=kid)
+
+    def key_of(self, row: Row) -> str:
+        """The key of a row's number."""
+        return self.key.format_map({"stage": 1, "sampler": "prior", **row.keys})
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,7 +51,8 @@ class Row:
         name: in paths, as --rows takes it, and in the papers' numbers.
         label: in the table.
         settings: over the experiment's, as `TrainConfig.from_flat` takes them; ``preset`` is one.
-        stage: which stage's samples the columns with ``{stage}`` are of.
+        keys: what the names in braces of columns' keys stand for; by default ``stage`` is 1 and
+            ``sampler`` prior.
         run: the row whose runs this one looks at; its own by default.
         data: the spec of this row's data, ``{data}`` in it the experiment's.
         procedure: how it is trained, a row of `PROCEDURES`.
@@ -53,7 +64,7 @@ class Row:
     name: str
     label: str
     settings: Settings = field(default_factory=dict)
-    stage: int = 1
+    keys: Mapping[str, Any] = field(default_factory=dict)
     run: str | None = None
     data: str = "{data}"
     procedure: str = "train"
@@ -79,8 +90,8 @@ class Experiment:
         settings: of all rows.
         data: the spec that is taken where none is given.
         kind: what the data must be; None for both.
-        papers: where the paper's numbers are, (file, table) of `papers`; None where it has none.
-        figure: the row of `FIGURES` that draws it.
+        papers: where the paper's numbers are: a file of `papers`, and tables in it.
+        figures: the rows of `FIGURES` that draw it.
         figure_columns: the names of the columns drawn; all by default.
         axis: of curves, what `Row.value` is.
         cost: what it takes, in words.
@@ -94,8 +105,8 @@ class Experiment:
     settings: Settings = field(default_factory=dict)
     data: str = "digits"
     kind: Literal["image", "vector"] | None = None
-    papers: tuple[str, str] | None = None
-    figure: str = "dots"
+    papers: tuple[str, ...] = ()
+    figures: Sequence[str] = ("dots",)
     figure_columns: Sequence[str] = ()
     axis: str = ""
     cost: str = ""

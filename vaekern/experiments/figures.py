@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vaekern.evaluation import _tiles
 from vaekern.evaluation._canvas import (
     BLUE,
     CLASSES,
@@ -17,20 +18,25 @@ from vaekern.evaluation._canvas import (
     new_figure,
     save,
 )
-from vaekern.experiments.experiment import Column, Experiment, Row
+from vaekern.experiments.experiment import Column, Row
+from vaekern.experiments.finished import Finished
+from vaekern.experiments.plan import Plan
 from vaekern.experiments.results import Results
+from vaekern.models import samplers
+from vaekern.models.samplers.base import encode_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Draw = Callable[[Experiment, Results, Path], None]
+Draw = Callable[[Plan, Results, Path], None]
 
 ACROSS = 3  # panels
+STRIPS = 2  # interpolations drawn for each system
 
 
-def dots(experiment: Experiment, results: Results, path: Path) -> None:
+def dots(plan: Plan, results: Results, path: Path) -> None:
     """One panel for each column: each row's mean, its standard deviation, and the paper's."""
-    columns, rows = _columns(experiment, results), list(results.rows)
+    columns, rows = _columns(plan, results), list(results.rows)
     across = min(ACROSS, len(columns))
     down = -(-len(columns) // across)
     figure = new_figure(2.2 + 3.1 * across, down * (1.1 + 0.26 * len(rows)))
@@ -60,7 +66,7 @@ def _dots(
                 markerfacecolor="white",
                 capsize=2,
             )
-    dress(axes, title=column.label)
+    dress(axes, title=results.heading(column))
     axes.set_yticks(range(len(rows)), [row.label for row in rows] if named else [""] * len(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     if named and results.paper is not None:
@@ -69,9 +75,9 @@ def _dots(
         legend(axes)
 
 
-def curves(experiment: Experiment, results: Results, path: Path) -> None:
+def curves(plan: Plan, results: Results, path: Path) -> None:
     """One panel for each column: a curve for each group of rows over their `value`."""
-    columns = _columns(experiment, results)
+    columns = _columns(plan, results)
     groups = list(dict.fromkeys(row.group for row in results.rows if row.value is not None))
     across = min(ACROSS, len(columns))
     down = -(-len(columns) // across)
@@ -80,7 +86,7 @@ def curves(experiment: Experiment, results: Results, path: Path) -> None:
         axes = figure.add_subplot(down, across, index + 1)
         for group, colour in zip(groups, CLASSES, strict=False):
             _curve(axes, [r for r in results.rows if r.group == group], column, results, colour)
-        dress(axes, title=column.label, x=experiment.axis)
+        dress(axes, title=results.heading(column), x=plan.experiment.axis)
         if index == 0 and (len(groups) > 1 or results.paper is not None):
             if results.paper is not None:
                 axes.plot([], [], ":", color=INK, label="paper")
@@ -104,9 +110,9 @@ def _curve(axes: Axes, rows: Sequence[Row], column: Column, results: Results, co
         axes.plot(*zip(*theirs, strict=True), ":", color=colour, linewidth=1.2)
 
 
-def scatter(experiment: Experiment, results: Results, path: Path) -> None:
+def scatter(plan: Plan, results: Results, path: Path) -> None:
     """Each run a point: the second of the experiment's columns over the first."""
-    x, y = _columns(experiment, results)[:2]
+    x, y = _columns(plan, results)[:2]
     figure = new_figure(5.6, 4.2)
     axes = figure.add_subplot()
     groups = list(dict.fromkeys(row.group for row in results.rows))
@@ -121,16 +127,36 @@ def scatter(experiment: Experiment, results: Results, path: Path) -> None:
         ]
         if pairs:
             axes.plot(*zip(*pairs, strict=True), "o", color=colour, markersize=5, label=group)
-    dress(axes, x=x.label, y=y.label)
+    dress(axes, x=results.heading(x), y=results.heading(y))
     legend(axes)
     save(figure, path)
 
 
-def _columns(experiment: Experiment, results: Results) -> list[Column]:
+def interpolation_strips(plan: Plan, results: Results, path: Path) -> None:
+    """What each system decodes on the way from one test image to another, two strips for each."""
+    seed = plan.seeds[0]
+    strips = []
+    for row in results.rows:
+        if (row.name, seed) not in results.values:
+            continue
+        run = Finished(plan.config(row, seed), {})
+        codes = encode_means(run.subject.vae, run.data.test[: 2 * STRIPS])
+        images = samplers.interpolation_strips(run.subject.vae, codes[::2], codes[1::2])
+        names = [row.label, *[""] * (STRIPS - 1)]
+        strips += [_tiles.Row(strip.cpu(), name) for strip, name in zip(images, names, strict=True)]
+    save(_tiles.tile_figure(strips, title="Interpolations"), path)
+
+
+def _columns(plan: Plan, results: Results) -> list[Column]:
     present = results.present()
-    chosen = [c for c in present if c.name in experiment.figure_columns]
+    chosen = [c for c in present if c.name in plan.experiment.figure_columns]
     return chosen or present
 
 
 #: By name.
-FIGURES: dict[str, Draw] = {"dots": dots, "curves": curves, "scatter": scatter}
+FIGURES: dict[str, Draw] = {
+    "dots": dots,
+    "curves": curves,
+    "scatter": scatter,
+    "interpolation_strips": interpolation_strips,
+}

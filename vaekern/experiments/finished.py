@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from vaekern.data import Dataset
+from vaekern.evaluation import Extractor
 from vaekern.training.checkpoints import second_stage_is_trained
 from vaekern.training.config import TrainConfig
 from vaekern.training.evaluation.subject import Subject
@@ -20,11 +21,22 @@ class Finished:
     Args:
         config: its settings.
         record: what `vaekern.experiments` noted of its training: seconds and epochs.
+        extractor: features for the distances between images; None trains a small classifier.
+        stretch: whether generated images are stretched before these.
     """
 
-    def __init__(self, config: TrainConfig, record: dict[str, Any]):
+    def __init__(
+        self,
+        config: TrainConfig,
+        record: dict[str, Any],
+        *,
+        extractor: Extractor | None = None,
+        stretch: bool = False,
+    ):
         self.config = config
         self.record = record
+        self._extractor = extractor
+        self._stretch = stretch
         self.directory = RunDirectory(config.run_directory)
 
     @cached_property
@@ -46,4 +58,6 @@ class Finished:
             self.data,
             two_stages=second_stage_is_trained(self.directory),
             seed=self.config.run.seed,
+            extractor=self._extractor,
+            stretch=self._stretch,
         )

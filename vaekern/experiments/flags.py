@@ -11,7 +11,7 @@ from vaekern.experiments.experiment import merged
 from vaekern.training.config import STAGES
 
 DESCRIPTION = """Train the systems of one table over several seeds, and write mean and standard
-deviation beside the paper's numbers (table.md, table.csv, results.json, figure.png). Runs that are
+deviation beside the paper's numbers (table.md, table.csv, results.json, figures). Runs that are
 there already are used: the same command goes on where it stopped."""
 EXAMPLES = """examples:
   vaekern reproduce --list
@@ -51,6 +51,14 @@ def make_parser(base: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="any setting of vaekern train for every row, as in config.yaml; may be repeated",
+    )
+    parser.add_argument(
+        "--inception", metavar="FILE", help="Inception's weights, for FID and KID (default: none)"
+    )
+    parser.add_argument(
+        "--stretch",
+        action="store_true",
+        help="stretch each generated image to its full range before FID, as Dai & Wipf's code",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Plan:
             which learning rates halve, are changed in proportion.
         settings: over every row's.
         device: of all runs.
+        inception: a file with Inception's weights, for FID and KID.
+        stretch: whether generated images are stretched before these.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Plan:
     epochs: int | None
     settings: Settings
     device: str
+    inception: str | None = None
+    stretch: bool = False
 
     def config(self, row: Row, seed: int) -> TrainConfig:
         """The settings of one run.
@@ -101,6 +105,8 @@ def make_plan(
     epochs: int | None,
     settings: Settings,
     device: str,
+    inception: str | Path | None = None,
+    stretch: bool = False,
 ) -> Plan:
     """The plan for the arguments of :func:`vaekern.experiments.reproduce`.
 
@@ -144,40 +150,38 @@ def make_plan(
         epochs,
         settings,
         device,
+        None if inception is None else str(inception),
+        stretch,
     )
 
 
 def check(plan: Plan) -> Dataset:
-    """Read the data of every row, and build every row's model.
+    """Read the experiment's data, and build every row's model for them.
 
     Returns:
-        The data that the first row is trained on.
+        The data, before what a row makes of them.
 
     Raises:
         ValueError: data or settings that do not go with the experiment; the text names the row.
         OSError, TypeError: data that cannot be read.
     """
-    loaded: dict[str, Dataset] = {}
+    first = replace(plan.trained[0], data="{data}")
+    found, kind = load_data(plan.config(first, plan.seeds[0])), plan.experiment.kind
+    if kind is not None and found.kind != kind:
+        raise ValueError(
+            f"data of {plan.name} must be {kind}s, got {plan.data}, which holds {found.kind}s; "
+            f"choose other --data"
+        )
     for row in plan.trained:
         config = plan.config(row, plan.seeds[0])
-        spec = config.data.data
-        if spec not in loaded:
-            loaded[spec] = load_data(config)
-        found = loaded[spec]
-        kind = plan.experiment.kind
-        if kind is not None and found.kind != kind:
-            raise ValueError(
-                f"data of {plan.name} must be {kind}s, got {spec}, which holds {found.kind}s; "
-                f"choose other --data"
-            )
         try:
             TwoStageVAE.from_config(config.model, found.sample_shape, found.value_range)
         except ValueError as error:
             raise ValueError(
-                f"row {row.name!r} cannot be trained on {spec}: {error}; "
+                f"row {row.name!r} cannot be trained on {plan.data}: {error}; "
                 "choose other --data, or leave the row out with --rows"
             ) from error
-    return loaded[plan.config(plan.trained[0], plan.seeds[0]).data.data]
+    return found
 
 
 def _near(name: str, known: list[str]) -> str:

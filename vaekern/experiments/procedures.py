@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
+from vaekern.experiments.joint import train_fused, train_merged
+from vaekern.experiments.trained import Show, Trained
+from vaekern.storage.tensors import save_tensors
 from vaekern.training.config import TrainConfig
 from vaekern.training.run import TrainingRun
+from vaekern.training.run_directory import MODEL
+from vaekern.training.state import Position
+
+Procedure = Callable[[TrainConfig, Show], Trained]
 
 
-class Trained(NamedTuple):
-    """What a procedure did."""
-
-    seconds: float  # of the epochs
-    epochs: int  # trained by this process, of both stages
-    remarks: tuple[str, ...]  # sentences for the user
-
-
-Procedure = Callable[[TrainConfig, Callable[[str], None]], Trained]
-
-
-def train(config: TrainConfig, show: Callable[[str], None]) -> Trained:
+def train(config: TrainConfig, show: Show) -> Trained:
     """`vaekern train --resume`: starts a run or goes on with it, to its end and its report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -34,10 +31,46 @@ def train(config: TrainConfig, show: Callable[[str], None]) -> Trained:
     return Trained(run.seconds, _epochs(run) - before, remarks)
 
 
+def train_only(config: TrainConfig, show: Show) -> Trained:
+    """`train` without the report, for experiments that look at none of its numbers.
+
+    `vaekern train --run DIR --resume` adds it.
+    """
+    run = TrainingRun(config, resume=True)
+    try:
+        if run.continued:
+            show(f"goes on from {run.trainer.position}")
+        before, began = _epochs(run), time.monotonic()
+        run.start()
+        run.trainer.train()
+    finally:
+        run.close()
+    return Trained(time.monotonic() - began, _epochs(run) - before, ())
+
+
 def _epochs(run: TrainingRun) -> int:
     position = run.trainer.position
     return position.epoch + (run.config.stage1.epochs if position.stage == 2 else 0)
 
 
+def leave_untrained(config: TrainConfig, show: Show) -> Trained:
+    """A run directory with the weights that training would have started from."""
+    run = TrainingRun(config, resume=True)
+    try:
+        run.start()
+        # As if stage 1 were done: a model to look at, and nothing to go on with.
+        position = dataclasses.asdict(Position(stage=2))
+        save_tensors(run.directory.model, run.model.state_dict(), MODEL, position)
+    finally:
+        run.close()
+    return Trained(0.0, 0, ())
+
+
 #: By name, as `Row.procedure` has it.
-PROCEDURES: dict[str, Procedure] = {"train": train}
+PROCEDURES: dict[str, Procedure] = {
+    "train": train,
+    "train only": train_only,
+    "train fused": train_fused,
+    "train merged": train_merged,
+    "leave untrained": leave_untrained,
+}

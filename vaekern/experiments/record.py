@@ -16,7 +16,8 @@ NAME = "experiment.json"
 class Record:
     """The measures of one run, on disk beside it.
 
-    seconds     of training, of the epochs that were trained in one piece
+    complete    whether the run is trained to its end
+    seconds     of training, of the epochs that were trained in the last piece
     epochs      so many they were
     measures    {name: {number: value}}
     skipped     {name: why a measure does not apply}
@@ -27,7 +28,13 @@ class Record:
 
     def __init__(self, directory: RunDirectory):
         self.path = directory.path / NAME
-        self.values: dict[str, Any] = {"seconds": 0.0, "epochs": 0, "measures": {}, "skipped": {}}
+        self.values: dict[str, Any] = {
+            "complete": False,
+            "seconds": 0.0,
+            "epochs": 0,
+            "measures": {},
+            "skipped": {},
+        }
         if _newer(self.path, directory.model):
             self.values |= json.loads(self.path.read_text(encoding="utf-8"))
 

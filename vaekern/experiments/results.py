@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vaekern.experiments.experiment import Column, Row
+from vaekern.experiments.measures import IN_FEATURES
 from vaekern.experiments.papers import Quoted
 from vaekern.experiments.statistics import Spread, spread
 
@@ -19,6 +20,7 @@ class Results:
         columns: of the table.
         seeds: of the runs.
         paper: the paper's numbers on these data.
+        inception: whether images are compared in Inception's features, as in the papers.
         values: {(row, seed): {column: value}}.
         failed: {run: why it could not be trained or measured}.
         skipped: {measure: why it does not apply}.
@@ -28,19 +30,14 @@ class Results:
     columns: Sequence[Column]
     seeds: Sequence[int]
     paper: Quoted | None = None
+    inception: bool = False
     values: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def value(self, row: Row, column: Column, seed: int) -> float | None:
-        """One number of one run, relative to the row's baseline where the column is."""
-        own = self.values.get((row.name, seed), {}).get(column.name)
-        if own is None or not column.relative:
-            return own
-        if row.baseline is None:
-            return None
-        base = self.values.get((row.baseline, seed), {}).get(column.name)
-        return None if base is None else own - base
+        """One number of one run."""
+        return self.values.get((row.name, seed), {}).get(column.name)
 
     def all_values(self, row: Row, column: Column) -> list[float]:
         """A column's numbers, by seed."""
@@ -52,13 +49,26 @@ class Results:
         return spread(self.all_values(row, column))
 
     def of_paper(self, row: str, column: Column) -> Spread | None:
-        """The paper's cell."""
-        return None if self.paper is None else self.paper.value(row, column.name)
+        """The paper's cell, where it is on the scale of ours."""
+        if self.paper is None or (column.measure in IN_FEATURES and not self.inception):
+            return None
+        return self.paper.value(row, column.name)
+
+    def heading(self, column: Column) -> str:
+        """What stands above a column."""
+        return column.heading(inception=self.inception)
 
     def present(self) -> list[Column]:
         """The columns in which some row has a number."""
         return [c for c in self.columns if any(self.all_values(row, c) for row in self.rows)]
 
     def quoted_rows(self) -> Mapping[str, str]:
-        """{name: label} of the rows that only the paper has."""
-        return {} if self.paper is None else self.paper.labels
+        """{name: label} of the rows that only the paper has, with a number in some column."""
+        if self.paper is None:
+            return {}
+        columns = self.present()
+        return {
+            name: label
+            for name, label in self.paper.labels.items()
+            if any(self.of_paper(name, column) for column in columns)
+        }

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaekern.data import Dataset
+from vaekern.evaluation import Extractor, inception_extractor
 from vaekern.experiments import table
 from vaekern.experiments.catalogue import EXPERIMENTS
-from vaekern.experiments.experiment import Row
+from vaekern.experiments.experiment import Column, Row
 from vaekern.experiments.figures import FIGURES
 from vaekern.experiments.finished import Finished
 from vaekern.experiments.known_data import recognise
-from vaekern.experiments.measures import MEASURES, NotApplicable, numbers
+from vaekern.experiments.measures import IN_FEATURES, MEASURES, NotApplicable, numbers
 from vaekern.experiments.papers import quoted
 from vaekern.experiments.plan import Plan, check, make_plan
 from vaekern.experiments.procedures import PROCEDURES
 from vaekern.experiments.record import Record
 from vaekern.experiments.results import Results
+from vaekern.experiments.trained import Show
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
 from vaekern.storage.lock import Lock
@@ -30,9 +32,7 @@ from vaekern.training.run import choose_device, describe_device
 from vaekern.training.run_directory import RunDirectory
 
 MANIFEST = "experiment.json"
-PAGE, CSV, NUMBERS, FIGURE = "table.md", "table.csv", "results.json", "figure.png"
-
-Show = Callable[[str], None]
+PAGE, CSV, NUMBERS = "table.md", "table.csv", "results.json"
 
 
 class Reproduction(NamedTuple):
@@ -40,7 +40,7 @@ class Reproduction(NamedTuple):
 
     page: str  # the table with what belongs to it, as Markdown
     results: Results
-    path: Path  # of table.md, table.csv, results.json, figure.png and runs/
+    path: Path  # of table.md, table.csv, results.json, figures and runs/
 
 
 def reproduce(
@@ -53,6 +53,8 @@ def reproduce(
     epochs: int | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
+    inception: str | Path | None = None,
+    stretch: bool = False,
     show: Show = print,
 ) -> Reproduction:
     """Train the rows of one table over several seeds, and write mean and standard deviation.
@@ -60,7 +62,7 @@ def reproduce(
     Each (row, seed) is an ordinary run directory under OUT/runs. What is there already is used:
     finished runs are skipped, half-finished ones go on, and each says so. A run that fails is named
     and the others go on. Tables are written after every run, so that a stopped experiment leaves
-    the table of what it has.
+    the table of what it has; figures at the end.
 
     Args:
         name: a row of :data:`EXPERIMENTS`.
@@ -72,6 +74,10 @@ def reproduce(
             the epochs after which learning rates halve are changed in proportion.
         settings: over those of every row, as `TrainConfig.from_flat` takes them.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        inception: a file with Inception's weights, for FID and KID (see
+            `vaekern.evaluation.load_inception`); without it images are compared in the features
+            of a small classifier.
+        stretch: stretch each generated image to its full range first, as the code of Dai & Wipf.
         show: called with each line of progress.
 
     Returns:
@@ -97,23 +103,31 @@ def reproduce(
         epochs=epochs,
         settings=settings or {},
         device=device,
+        inception=inception,
+        stretch=stretch,
     )
-    on = describe_device(choose_device(device))
+    on = choose_device(device)
     loaded = check(plan)
+    extractor = None if inception is None else inception_extractor(inception, device=on)
     results = Results(plan.rows, plan.experiment.columns, plan.seeds)
-    if plan.experiment.papers is not None:
-        results.paper = quoted(*plan.experiment.papers, recognise(loaded))
+    results.inception = extractor is not None
+    if plan.experiment.papers:
+        file, *tables = plan.experiment.papers
+        results.paper = quoted(file, tables, recognise(loaded))
     _claim(plan)
     lock = Lock(plan.out / "reproduce.lock", str(plan.out))
     lock.acquire()
     try:
-        about = _about(plan, loaded, on)
+        about = _about(plan, loaded, describe_device(on))
         records: dict[tuple[str, int], Record] = {}
         runs = list(plan.runs())
         for index, (row, seed) in enumerate(runs):
             head = f"[{index + 1}/{len(runs)}] {row.name}, seed {seed}"
             try:
-                records[row.name, seed] = _run(plan, row, seed, _prefixed(show, f"{head}: "))
+                record, failed = _run(plan, row, seed, extractor, _prefixed(show, f"{head}: "))
+                records[row.name, seed] = record
+                for measure, reason in failed.items():
+                    results.failed[f"{row.name}, seed {seed}, {measure}"] = reason
             except Exception as error:
                 reason = _sentence(error)
                 show(f"{head}: failed: {reason}")
@@ -121,7 +135,10 @@ def reproduce(
             _collect(plan, records, results)
             _write(plan, results, about)
         about["complete"] = True
-        return Reproduction(_write(plan, results, about), results, plan.out)
+        page = _write(plan, results, about)
+        for figure in plan.experiment.figures if results.present() else ():
+            FIGURES[figure](plan, results, plan.out / f"{figure}.png")
+        return Reproduction(page, results, plan.out)
     finally:
         lock.release()
 
@@ -163,13 +180,19 @@ def _claim(plan: Plan) -> None:
     write_atomically(manifest, json.dumps(own, indent=1) + "\n")
 
 
-def _run(plan: Plan, row: Row, seed: int, show: Show) -> Record:
-    """Train one run where it is not trained, and measure it where it is not measured."""
+def _run(
+    plan: Plan, row: Row, seed: int, extractor: Extractor | None, show: Show
+) -> tuple[Record, dict[str, str]]:
+    """Train one run where it is not trained, and measure it where it is not measured.
+
+    Returns:
+        What is known of it, and why measures failed, by name.
+    """
     config = plan.config(row, seed)
     directory = RunDirectory(config.run_directory)
-    if directory.is_run() and directory.page.is_file() and directory.metrics.is_file():
+    record = Record(directory)
+    if record.values["complete"]:
         _check_settings(directory, config)
-        record = Record(directory)
         said = "finished before, skipped"
     else:
         show("trains")
@@ -177,23 +200,37 @@ def _run(plan: Plan, row: Row, seed: int, show: Show) -> Record:
         for remark in done.remarks:
             show(f"warning: {remark}")
         record = Record(directory)
-        record.values |= {"seconds": done.seconds, "epochs": done.epochs}
+        record.values |= {"complete": True, "seconds": done.seconds, "epochs": done.epochs}
         record.write()
         said = f"trained, {done.epochs} epochs in {done.seconds:.0f} s"
     wanted = dict.fromkeys(column.measure for column in plan.experiment.columns)
-    missing = [measure for measure in wanted if not record.knows(measure)]
-    run = Finished(config, record.values)
+    missing = [measure for measure in wanted if not record.knows(_name(plan, measure))]
+    run = Finished(config, record.values, extractor=extractor, stretch=plan.stretch)
+    failed: dict[str, str] = {}
     for measure in missing:
         began = time.monotonic()
         try:
-            record.values["measures"][measure] = numbers(MEASURES[measure](run))
+            record.values["measures"][_name(plan, measure)] = numbers(MEASURES[measure](run))
         except NotApplicable as error:
-            record.values["skipped"][measure] = str(error)
+            record.values["skipped"][_name(plan, measure)] = str(error)
+        except RunError:  # the disk is full, or the run is damaged: no other measure would work
+            raise
+        except Exception as error:
+            failed[measure] = _sentence(error)
+            show(f"{measure} failed: {failed[measure]}")
         record.write()
         if (seconds := time.monotonic() - began) > 5:
             show(f"{measure} took {seconds:.0f} s")
     show(said)
-    return record
+    return record, failed
+
+
+def _name(plan: Plan, measure: str) -> str:
+    """Under which a record keeps a measure: one in other features is another."""
+    if measure not in IN_FEATURES:
+        return measure
+    features = [] if plan.inception is None else [f"in {Path(plan.inception).name}"]
+    return ", ".join([measure, *features, *(["stretched"] if plan.stretch else [])])
 
 
 def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
@@ -206,19 +243,29 @@ def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
 
 
 def _collect(plan: Plan, records: Mapping[tuple[str, int], Record], results: Results) -> None:
-    for row in plan.experiment.rows:
+    for row in plan.rows:
         for seed in plan.seeds:
             record = records.get((row.run_name, seed))
             if record is None:
                 continue
-            found = {}
-            for column in results.columns:
-                key = column.key.format(stage=row.stage)
-                value = record.number(column.measure, key)
-                if value is not None:
-                    found[column.name] = column.scale * value
-            results.values[row.name, seed] = found
+            baseline = records.get((row.baseline, seed)) if row.baseline else None
+            results.values[row.name, seed] = {
+                column.name: column.scale * value
+                for column in results.columns
+                if (value := _number(plan, column, row, record, baseline)) is not None
+            }
             results.skipped |= record.values["skipped"]
+
+
+def _number(
+    plan: Plan, column: Column, row: Row, record: Record, baseline: Record | None
+) -> float | None:
+    place = _name(plan, column.measure), column.key_of(row)
+    value = record.number(*place)
+    if value is None or not column.relative:
+        return value
+    base = None if baseline is None else baseline.number(*place)
+    return None if base is None else value - base
 
 
 def _about(plan: Plan, data: Dataset, device: str) -> dict[str, Any]:
@@ -242,6 +289,9 @@ def command(plan: Plan) -> str:
         words += ["--rows", *(row.name for row in plan.rows)]
     if plan.epochs is not None:
         words += ["--epochs", str(plan.epochs)]
+    if plan.inception is not None:
+        words += ["--inception", plan.inception]
+    words += ["--stretch"] if plan.stretch else []
     for key, value in plan.settings.items():
         inner = value.items() if isinstance(value, Mapping) else [(None, value)]
         for part, each in inner:
@@ -255,8 +305,6 @@ def _write(plan: Plan, results: Results, about: dict[str, Any]) -> str:
     write_atomically(plan.out / CSV, table.comma_separated(results))
     found = table.numbers(plan, results, about)
     write_atomically(plan.out / NUMBERS, json.dumps(found, indent=1) + "\n")
-    if results.present():
-        FIGURES[plan.experiment.figure](plan.experiment, results, plan.out / FIGURE)
     return page
 
 

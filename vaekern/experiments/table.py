@@ -14,6 +14,7 @@ import torch
 
 import vaekern
 from vaekern.experiments.experiment import Column, Row
+from vaekern.experiments.measures import IN_FEATURES
 from vaekern.experiments.plan import Plan
 from vaekern.experiments.results import Results
 
@@ -36,8 +37,9 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
         lines.append(f"Fewer runs than seeds: {'; '.join(short)}.")
     if results.paper is not None:
         lines.append(f"Columns 'paper': {results.paper.source}. {results.paper.note}".rstrip())
-    elif experiment.papers is not None:
+    elif experiment.papers:
         lines.append("The paper has no numbers for these data.")
+    lines += _of_features(results)
     if experiment.notes:
         lines.append(experiment.notes)
     if about["epochs"] is not None:
@@ -61,7 +63,10 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
 def _table(results: Results) -> list[str]:
     columns = results.present()
     beside = [c for c in columns if any(results.of_paper(r.name, c) for r in results.rows)]
-    head = ["", *(cell for c in columns for cell in _twice(c.label, "paper", c in beside))]
+    head = [
+        "",
+        *(cell for c in columns for cell in _twice(results.heading(c), "paper", c in beside)),
+    ]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in results.rows:
         cells = [row.label]
@@ -77,6 +82,18 @@ def _table(results: Results) -> list[str]:
             cells += _twice("", _text(results.of_paper(name, column), column), column in beside)
         lines.append(_line(cells))
     return lines
+
+
+def _of_features(results: Results) -> list[str]:
+    if not any(column.measure in IN_FEATURES for column in results.present()):
+        return []
+    if results.inception:
+        return ["FID and KID are in Inception's features."]
+    text = "FD and KD are in the features of a small classifier trained on the data"
+    paper = results.paper is not None
+    return [
+        f"{text}; the paper's FID and KID stand beside with --inception." if paper else f"{text}."
+    ]
 
 
 def _twice(own: str, paper: str, beside: bool) -> list[str]:
@@ -135,7 +152,7 @@ def numbers(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, An
         "title": plan.experiment.title,
         "source": plan.experiment.source,
         **about,
-        "columns": {column.name: column.label for column in results.present()},
+        "columns": {column.name: results.heading(column) for column in results.present()},
         "rows": rows,
         "failed": results.failed,
         "not_computed": results.skipped,

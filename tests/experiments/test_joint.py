@@ -1,0 +1,91 @@
+"""Both stages trained at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vaekern.experiments.finished import Finished
+from vaekern.experiments.joint import fused_loss, merged_loss
+from vaekern.experiments.measures import report
+from vaekern.experiments.procedures import PROCEDURES
+from vaekern.models import TwoStageVAE
+from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig
+from vaekern.training import TrainConfig
+
+
+def tiny() -> TwoStageVAE:
+    network = NetworkConfig(latent_dim=2, width=8, second_width=8)
+    objective = ObjectiveConfig(estimate="learned")
+    return TwoStageVAE.from_config(ModelConfig(objective, network), (5,)).double()
+
+
+def noise() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def normal_kl(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)
+
+
+def test_fused_loss_by_hand() -> None:
+    model, x = tiny(), torch.randn(7, 5, dtype=torch.float64)
+    found = fused_loss(model, x, noise())
+    mu, logvar = model.stage2.encoder(model.stage1.encoder(x)[0])
+    u = mu + (logvar / 2).exp() * torch.randn(7, 2, dtype=torch.float64, generator=noise())
+    x_hat = model.stage1.decoder(model.stage2.decoder(u))
+    nll = 0.5 * ((x - x_hat) ** 2 + math.log(2 * math.pi)).sum(1)  # its variance starts at 1
+    torch.testing.assert_close(found, (nll + normal_kl(mu, logvar)).mean())
+    found.backward()
+    for vae in (model.stage1, model.stage2):
+        for part in (vae.encoder, vae.decoder):
+            assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_merged_loss_by_hand_and_its_way_into_the_first_encoder() -> None:
+    model, x = tiny(), torch.randn(7, 5, dtype=torch.float64)
+    found = merged_loss(model, x, noise())
+    generator = noise()
+    mu, logvar = model.stage1.encoder(x)
+    z = mu + (logvar / 2).exp() * torch.randn(7, 2, dtype=torch.float64, generator=generator)
+    nll = 0.5 * ((x - model.stage1.decoder(z)) ** 2 + math.log(2 * math.pi)).sum(1)
+    mu_u, logvar_u = model.stage2.encoder(z)
+    u = mu_u + (logvar_u / 2).exp() * torch.randn(7, 2, dtype=torch.float64, generator=generator)
+    second = 0.5 * ((z - model.stage2.decoder(u)) ** 2 + math.log(2 * math.pi)).sum(1)
+    kls = normal_kl(mu, logvar) + normal_kl(mu_u, logvar_u)
+    expected = (nll + second + kls).mean()
+    torch.testing.assert_close(found, expected)
+    weight = model.stage1.encoder.head.weight
+    (own,) = torch.autograd.grad(found, weight, retain_graph=True)
+    (whole,) = torch.autograd.grad(expected, weight)
+    torch.testing.assert_close(own, whole)
+
+
+def test_what_a_joint_run_leaves_behind(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    flat = {
+        "data": f"npy:{tmp_path / 'x.npy'}",
+        "estimate": "learned",
+        "latent_dim": 2,
+        "width": 8,
+        "second_width": 8,
+        "stage1": {"epochs": 2, "batch_size": 16},
+    }
+    numbers = {}
+    for name in ("train fused", "train merged"):
+        config = TrainConfig.from_flat({**flat, "run": str(tmp_path / name)})
+        done = PROCEDURES[name](config, lambda text: None)
+        assert done.epochs == 2
+        run = Finished(config, {})
+        numbers[name] = report(run)
+        model = run.subject.model
+        assert model.sample(3, stage=2).shape == (3, 1, 4, 4)
+        # Fused, nothing is drawn between the decoders.
+        assert (model.stage2.loss.x_logvar.item() == -20) == (name == "train fused")
+    # Errors and likelihoods of a fused model are not those of its first stage: there are none.
+    assert not any("mse" in key or "nll" in key for key in numbers["train fused"])
+    assert numbers["train merged"]["squared_error"] == 16 * numbers["train merged"]["mse"]

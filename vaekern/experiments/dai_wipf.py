@@ -1,0 +1,93 @@
+"""The tables and figures of Dai & Wipf 2019, "Diagnosing and Enhancing VAE Models"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vaekern.experiments.experiment import Column, Experiment, Row
+
+SOURCE = "Dai & Wipf 2019, Diagnosing and Enhancing VAE Models"
+
+FD = Column("samples", "{frechet} of samples", "frechet_distances", "{sampler}", ".2f")
+RECONSTRUCTIONS = Column(
+    "reconstructions", "{frechet} of reconstructions", "frechet_distances", "reconstructions", ".2f"
+)
+
+#: Network and optimiser of tables 1, 2 and 4 and of figure 4.
+NEUTRAL = {
+    "network": "infogan",
+    "latent_dim": 64,
+    "second_width": 1024,
+    "stage1": {"epochs": 400, "halve_every": 150, "batch_size": 100, "lr": 1e-4},
+    "stage2": {"epochs": 800, "halve_every": 300, "batch_size": 100, "lr": 1e-4},
+}
+SYSTEMS = {"vae-fixed": "VAE, fixed gamma", "vae-learned": "VAE, learned gamma"}
+
+
+def _two_stage(name: str = "two-stage", run: str = "vae-learned", **more: Any) -> Row:
+    """The row whose samples are the second stage's, of the runs with a learned gamma."""
+    return Row(name, "2-stage VAE", keys={"stage": 2, "sampler": "second-stage"}, run=run, **more)
+
+
+def _sweep() -> Iterator[Row]:
+    for kappa in (2, 4, 8, 16, 32, 64, 128):
+        for preset in ("vae-fixed", "vae-learned"):
+            yield Row(
+                f"{preset}-{kappa}",
+                f"{SYSTEMS[preset]}, kappa = {kappa}",
+                {"preset": preset, "latent_dim": kappa},
+                group=SYSTEMS[preset],
+                value=kappa,
+            )
+        yield _two_stage(
+            f"two-stage-{kappa}", f"vae-learned-{kappa}", group="2-stage VAE", value=kappa
+        )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "dai-wipf-kappa": Experiment(
+        title="How much the number of latent dimensions matters",
+        source=f"{SOURCE}, figure 4 (numbers are not printed)",
+        rows=tuple(_sweep()),
+        columns=(RECONSTRUCTIONS, FD),
+        settings=NEUTRAL,
+        data="idx:fashion-mnist",
+        kind="image",
+        figures=("curves",),
+        axis="latent dimensions",
+        cost="400 + 800 epochs each, a day a run on a CPU",
+    ),
+    "dai-wipf-joint": Experiment(
+        title="Both stages trained one after the other, or at once",
+        source=f"{SOURCE}, section 4 (in words)",
+        rows=(
+            Row("vae-learned", "stage 1 alone", {"preset": "vae-learned"}),
+            _two_stage(),
+            Row(
+                "fused",
+                "at once, fused into one VAE",
+                {"preset": "vae-learned"},
+                keys={"stage": 2, "sampler": "second-stage"},
+                procedure="train fused",
+            ),
+            Row(
+                "merged",
+                "at once, with both losses",
+                {"preset": "vae-learned"},
+                keys={"stage": 2, "sampler": "second-stage"},
+                procedure="train merged",
+            ),
+        ),
+        columns=(
+            FD,
+            Column("mmd", "MMD² to the prior", "report", "mmd_stage{stage}", ".4f"),
+        ),
+        settings=NEUTRAL,
+        data="idx:mnist",
+        kind="image",
+        figure_columns=("samples",),
+        cost="400 + 800 epochs each, a day a run on a CPU; minutes with --data digits",
+        notes="The paper says that joint training is no better than stage 1 alone.",
+    ),
+}

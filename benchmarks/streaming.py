@@ -5,7 +5,8 @@
 Every size is trained in processes of its own, with `--stream true` and with `--stream false`: the
 time from the start of the process to the end of the first training step, the median time of a step
 of stage 1 and of stage 2 (default networks, batch 100, one thread), the time in which the latents
-of the whole set are computed between them, and the peak memory of the process.  The files are made
+of the whole set are computed between them, and the peak memory of the process.  Stage 2 follows a
+whole epoch of stage 1: beyond 10^5 images it is left out, but for --whole.  The files are made
 in a temporary folder (784 MB for 10^6).  They have just been written, so that the system holds them
 in its cache: what is measured is the cost of reading by rows, not the speed of a disk.
 
@@ -60,8 +61,8 @@ class Enough(Exception):
     """Stage 2 has made its steps."""
 
 
-def work(path: str, stream: bool, began: float) -> Row:
-    """Train some steps of each stage; what they took."""
+def work(path: str, stream: bool, began: float, second: bool) -> Row:
+    """Train some steps of each stage, or of the first one alone; what they took."""
     ends: dict[int, list[float]] = {1: [], 2: []}
     first: list[float] = []
 
@@ -72,7 +73,7 @@ def work(path: str, stream: bool, began: float) -> Row:
                 first.append(time.time() - began)
             stage = ends[self.position.stage]
             stage.append(time.perf_counter())
-            if len(ends[2]) > STEPS:
+            if len(ends[2 if second else 1]) > STEPS:
                 raise Enough
 
     run.Trainer = Timed  # type: ignore[attr-defined, misc]
@@ -89,21 +90,22 @@ def work(path: str, stream: bool, began: float) -> Row:
         with contextlib.suppress(Enough):
             TrainingRun(TrainConfig.from_flat(settings))()
     medians = {
-        stage: 1e3 * statistics.median(np.diff(times[10:]).tolist())
+        stage: 1e3 * statistics.median(np.diff(times[10:]).tolist()) if times else None
         for stage, times in ends.items()
     }
     return {
         "first_step_s": first[0],
         "stage1_ms": medians[1],
         "stage2_ms": medians[2],
-        "between_s": ends[2][0] - ends[1][-1],
+        "between_s": ends[2][0] - ends[1][-1] if ends[2] else None,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def measure(path: Path, stream: bool) -> Row:
+def measure(path: Path, stream: bool, second: bool) -> Row:
     """`work` in a process of its own."""
-    call = [sys.executable, __file__, "--work", str(path), str(int(stream)), str(time.time())]
+    flags = [str(int(stream)), str(time.time()), str(int(second))]
+    call = [sys.executable, __file__, "--work", str(path), *flags]
     done = subprocess.run(
         call, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -118,7 +120,7 @@ def table(result: Row) -> str:
         source = "from disk" if row["stream"] else "into memory"
         lines.append(
             f"| {row['images']:,} | {source} | {row['first_step_s']:.2f} | {row['stage1_ms']:.2f} "
-            f"| {row['between_s']:.2f} | {row['stage2_ms']:.2f} | {row['peak_mb']:,.0f} |"
+            f"| {_number(row['between_s'])} | {_number(row['stage2_ms'])} | {row['peak_mb']:,.0f} |"
         )
     about = result["machine"]
     return (
@@ -128,6 +130,10 @@ def table(result: Row) -> str:
         f"torch {about['torch']}, vaekern {about['vaekern']}. "
         "Medians; made by benchmarks/streaming.py.\n"
     )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def machine() -> Row:
@@ -152,11 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="images (10^6)")
     parser.add_argument("--name", default="cpu", help="of the result file")
     parser.add_argument("--out", type=Path, default=RESULTS / vaekern.__version__)
-    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help="stage 2 of the largest sets, too")
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
-        path, stream, began = options.work
-        print(json.dumps(work(path, stream == "1", float(began))))
+        path, stream, began, second = options.work
+        print(json.dumps(work(path, stream == "1", float(began), second == "1")))
         return 0
     rows: list[Row] = []
     for count in (size for size in SIZES if size <= options.largest):
@@ -164,7 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = Path(folder) / "images.npy"
             write_images(path, count)
             for stream in (True, False):
-                rows.append({"images": count, "stream": stream, **measure(path, stream)})
+                rows.append(
+                    {
+                        "images": count,
+                        "stream": stream,
+                        **measure(path, stream, options.whole or count <= 10**5),
+                    }
+                )
                 print(rows[-1], flush=True)
     result = {"machine": machine(), "batch": BATCH, "rows": rows}
     options.out.mkdir(parents=True, exist_ok=True)

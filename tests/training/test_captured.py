@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vaekern.training import TrainConfig, TrainingRun, captured
 from vaekern.training.adam import Adam
 from vaekern.training.captured import WARM_UP, Captured, Compiled, Replay, choose
+from vaekern.training.controls import Controls
 
 Train = Callable[..., TrainingRun]
 Make = Callable[..., TrainConfig]
@@ -116,6 +117,28 @@ def test_what_cannot_be_compiled_runs_as_it_is_after_one_sentence(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert float(compiled(torch.tensor(4.0))[0]) == 8.0
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_repeated_eagerly(
+    make_config: Make, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch compiles it when it first runs."""
+    original, failed = Controls.step, []
+
+    def step(self: Controls, loss: Tensor) -> None:
+        if not failed:
+            failed.append(loss)
+            raise torch._dynamo.exc.TorchDynamoException("no compiler")
+        original(self, loss)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    eager = train(make_config("eager", estimate="learned"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Controls, "step", step)
+        with pytest.warns(UserWarning, match=r"cannot be compiled \(no compiler\)$"):
+            compiled = train(make_config("compiled", step="compile", estimate="learned"))
+    expected = eager.model.state_dict()
+    assert all(v.equal(expected[k]) for k, v in compiled.model.state_dict().items())
 
 
 def test_an_error_of_the_step_itself_is_its_own() -> None:

@@ -128,6 +128,11 @@ class Compiled:
         return self.function(*inputs)
 
 
+def is_compilers(error: BaseException) -> bool:
+    """Whether torch.compile raised it. By name: to import the class takes a second."""
+    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
+
+
 def warn_eager(what: str, error: Exception) -> None:
     """Say that a step could not be made faster, and why."""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

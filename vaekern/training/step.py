@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
 from vaekern.training.adam import Adam
-from vaekern.training.captured import Captured, Compiled, Mode, choose
+from vaekern.training.captured import Captured, Compiled, Mode, choose, is_compilers, warn_eager
 from vaekern.training.config import StageConfig
 from vaekern.training.controls import Controls
 from vaekern.training.kl import KLTerm
@@ -135,7 +135,14 @@ class Step:
                 found = _unpacked(self._compiled(x, noise))
             else:
                 found = self._loss(x, noise, step)
-        self.controls.step(found.components.loss)
+        try:
+            self.controls.step(found.components.loss)
+        except RuntimeError as error:  # the backward pass is compiled when it first runs
+            if self._compiled is None or not is_compilers(error):
+                raise
+            self._compiled = None
+            warn_eager("compiled", error)
+            return self._eager(x, noise, step)
         return found
 
     def _settled_loss(self, x: Tensor, noise: Tensor) -> list[Tensor]:

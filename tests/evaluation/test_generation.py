@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vaekern
-from vaekern.data import Dataset, load
+from vaekern.data import Dataset
 from vaekern.evaluation import (
     Extractor,
     frechet_distance,
@@ -150,15 +150,6 @@ def test_too_few_images_for_a_covariance_is_one_warning(vae: VAE, data: Dataset)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frechet_scores(generation_features(vae, data, PIXELS, n=5, sources=names))
-
-
-def test_without_an_extractor_there_is_the_classifier() -> None:
-    digits = load("digits")
-    encoder, decoder = vaekern.models.networks.mlp((1, 8, 8), 4, width=8)
-    vae = VAE(encoder, decoder, vaekern.GaussianVAELoss(), latent_dim=4).eval()
-    scores = generation_scores(vae, digits, sources=["other_images"])
-    assert scores["names"]["frechet"] == "FD-digits"
-    assert "test accuracy 9" in scores["label"]["extractor"]
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,13 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="stretch each generated image to [0, 1] before them, as the code of Dai & Wipf does",
     )
-    parser.add_argument("--out", metavar="DIR", help="(default: RUN/evaluation)")
+    parser.add_argument(
+        "--weights",
+        choices=("last", "best"),
+        default="last",
+        help="the last ones, or stage 1's after its best epoch in training (default: last)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="(default: RUN/evaluation, or -best)")
     return parser
 
 

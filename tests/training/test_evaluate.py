@@ -18,13 +18,18 @@ from torch import Tensor
 
 from vaekern import data, diagnostics
 from vaekern.cli import main
+from vaekern.diagnostics import polarized_regime
+from vaekern.models import Posterior
+from vaekern.storage.tensors import load_tensors, save_tensors
 from vaekern.training import (
     Evaluation,
+    RunDirectory,
     RunError,
     TrainConfig,
     TrainingRun,
     evaluate,
     load_model,
+    report,
 )
 from vaekern.training.evaluation import (
     DIAGNOSTICS,
@@ -37,6 +42,8 @@ from vaekern.training.evaluation import (
 )
 from vaekern.training.evaluation.subject import Subject
 from vaekern.training.evaluation.table import few_words
+from vaekern.training.run_directory import MODEL
+from vaekern.training.sources import split
 
 Make = Callable[..., TrainConfig]
 Train = Callable[..., TrainingRun]
@@ -629,3 +636,70 @@ def test_help_lists_every_diagnostic(capsys: pytest.CaptureFixture[str]) -> None
 def test_few_words_of_a_reason() -> None:
     assert few_words("short; remedy") == "short"
     assert few_words("x" * 100) == "x" * 57 + "..."
+
+
+# -- which weights, which samples -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which a third was held out."""
+    return trained(
+        tmp_path_factory.mktemp("evaluate") / "validated",
+        latent_dim=2,
+        validation_fraction=0.3,
+        lr_schedule="plateau",
+        beta=0.05,  # so that nothing collapses
+        stage1={"epochs": 4, "batch_size": 100, "lr": 0.01},
+        stage2={"epochs": 1, "batch_size": 400},
+    )
+
+
+def test_held_out_samples_are_no_training_samples(
+    validated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = data.load("digits").train
+    _, rest = split(torch.arange(len(whole)), 0.3, seed=0)
+    found = evaluate(validated, only=["polarized_regime"])
+    outcome = found.outcomes["polarized_regime"]
+    assert outcome.n == len(rest) == 1132
+    assert "180 test and 1132 train samples" in found.table
+    model, _ = load_model(validated)
+    posterior = model.posterior(whole[rest])
+    regime = polarized_regime(posterior.mu, posterior.logvar)
+    assert outcome.values["delta_kl"] == pytest.approx(float(regime.delta_kl), rel=1e-5)
+    scored = []
+
+    def compute_scores(_: Any, whole: data.Dataset, train: Posterior, **settings: Any) -> None:
+        scored.append((len(whole.train), train))
+        raise RunError("enough")
+
+    monkeypatch.setattr(report, "compute_scores", compute_scores)
+    directory = RunDirectory(validated)
+    with pytest.raises(RunError, match="enough"):
+        report.report(model, data.load("digits"), directory.read_config(), directory)
+    assert scored[0][0] == len(whole)  # the reference of the Frechet distances
+    torch.testing.assert_close(scored[0][1].mu, posterior.mu)
+
+
+def test_best_weights_are_those_after_the_best_epoch(validated: Path) -> None:
+    directory = RunDirectory(validated)
+    state, header = load_tensors(directory.best(1), MODEL)
+    state["stage1.encoder.head.bias"] += 0.3  # so that they are no others' weights
+    save_tensors(directory.best(1), state, MODEL, header)
+    found = evaluate(validated, only=["polarized_regime"], weights="best")
+    assert found.path == validated / "evaluation-best"
+    numbers = read(found.path)
+    assert (numbers["weights"], numbers["second_stage"]) == ("best", False)
+    model, _ = load_model(validated, best_of_stage=1)
+    last, _ = load_model(validated)
+    _, rest = split(data.load("digits").train, 0.3, seed=0)
+    deltas: list[float] = []
+    for each in (model, last):
+        posterior = each.posterior(rest)
+        deltas.append(float(polarized_regime(posterior.mu, posterior.logvar).delta_kl))
+    assert found.outcomes["polarized_regime"].values["delta_kl"] == pytest.approx(deltas[0])
+    assert deltas[1] != pytest.approx(deltas[0])
+    assert f"stage 1 after its best epoch, {header['epoch']}" in found.table
+    with pytest.raises(ValueError, match="weights must be last or best, got 'first'"):
+        evaluate(validated, weights="first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,9 +42,12 @@ def shown(columns: int, standing: Standing, monkeypatch: pytest.MonkeyPatch) -> 
             line._bar.n = 500_000_000
             line.show(standing)
             line._bar.refresh()
-        text = os.read(master, 10_000).decode()
+    text = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(master, 10_000):  # what has arrived so far
+            text += part
     os.close(master)
-    lines = re.split(r"[\r\n]+", text)
+    lines = re.split(r"[\r\n]+", text.decode())
     assert all(len(each) <= columns for each in lines)
     return next(each for each in lines if "loss" in each).rstrip()
 

@@ -20,6 +20,7 @@ from vaekern.training.page import write_page
 from vaekern.training.run_directory import RunDirectory
 from vaekern.training.scores import compute_scores
 from vaekern.training.seeds import derived_seed
+from vaekern.training.sources import trained_on
 from vaekern.training.table import make_table
 
 GRID = 64
@@ -32,6 +33,10 @@ POINTS = 1000  # vectors are drawn as points or histograms, over as many of the 
 def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: RunDirectory) -> str:
     """Write metrics.json, table.txt, figures/ and report.html, and return the table.
 
+    What it says of the encoder on the training set leaves out the samples that were held out for
+    validation. The Frechet distances compare with all of the set, whatever was held out: it stands
+    there for the data, and one reference serves every run.
+
     Raises:
         RunError: the disk is full.
     """
@@ -40,7 +45,7 @@ def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: Ru
     generator = torch.Generator(device)
     generator.manual_seed(derived_seed(config.run.seed, 2, 3))
     two_stages = config.stage2.epochs > 0
-    train = model.posterior(at_most(data.train, ENCODED))
+    train = model.posterior(at_most(trained_on(data, config).train, ENCODED))
     metrics = compute_scores(
         model, data, train, two_stages=two_stages, seed=config.run.seed, generator=generator
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaekern.data import Dataset
 from vaekern.data.rows import FileRows, Rows, Samples, take
 from vaekern.models import Posterior, TwoStageVAE
 from vaekern.models.vae import CHUNK
+from vaekern.training.config import TrainConfig
 from vaekern.training.prefetch import prefetched
 from vaekern.training.processes import Processes
 from vaekern.training.seeds import derived_seed
@@ -27,16 +30,35 @@ def split(train: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]
     Raises:
         ValueError: there are fewer than two samples.
     """
-    if len(train) < 2:
+    held_out, rest = _split_rows(len(train), fraction, seed)
+    return take(train, held_out), take(train, rest)
+
+
+def trained_on(data: Dataset, config: TrainConfig) -> Dataset:
+    """The data without the training samples that were held out for validation."""
+    fraction = config.schedule.validation_fraction
+    if not fraction:
+        return data
+    _, rest = _split_rows(len(data.train), fraction, config.run.seed)
+    labels, factors = data.train_labels, data.train_factors
+    return dataclasses.replace(
+        data,
+        train=take(data.train, rest),
+        train_labels=None if labels is None else labels[rest],
+        train_factors=None if factors is None else factors[rest],
+    )
+
+
+def _split_rows(samples: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    if samples < 2:
         raise ValueError(
-            f"validation_fraction must be 0 for a training set of {len(train)}, got {fraction}; "
+            f"validation_fraction must be 0 for a training set of {samples}, got {fraction}; "
             "leave it out"
         )
-    count = min(max(1, round(fraction * len(train))), len(train) - 1)
-    rows = torch.randperm(
-        len(train), generator=torch.Generator().manual_seed(derived_seed(seed, 4))
-    )
-    return take(train, rows[:count]), take(train, rows[count:])
+    count = min(max(1, round(fraction * samples)), samples - 1)
+    generator = torch.Generator().manual_seed(derived_seed(seed, 4))
+    rows = torch.randperm(samples, generator=generator)
+    return rows[:count], rows[count:]
 
 
 class Images:

@@ -98,8 +98,9 @@ class Watchdog:
         try:
             self._store.set(f"left/{self.rank}", "1")
             deadline = time.monotonic() + linger
-            others = [f"left/{rank}" for rank in range(1, self.size)]
-            while self.rank == 0 and time.monotonic() < deadline:
+            gone = -1 if self.failure is None else self.failure.rank
+            others = [f"left/{rank}" for rank in range(1, self.size) if rank != gone]
+            while self.rank == 0 and others and time.monotonic() < deadline:
                 if self._store.check(others):
                     return
                 time.sleep(0.05)

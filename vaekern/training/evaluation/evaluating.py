@@ -18,6 +18,7 @@ from vaekern.data import Dataset
 from vaekern.evaluation import Extractor, inception_extractor
 from vaekern.storage.errors import RunError
 from vaekern.storage.files import write_atomically
+from vaekern.storage.tensors import read_header
 from vaekern.training.checkpoints import reached, second_stage_is_trained
 from vaekern.training.config import TrainConfig
 from vaekern.training.evaluation.catalogue import DIAGNOSTICS
@@ -27,7 +28,8 @@ from vaekern.training.evaluation.subject import Subject
 from vaekern.training.evaluation.table import make_table
 from vaekern.training.page import write_page
 from vaekern.training.run import choose_device, read_data
-from vaekern.training.run_directory import RunDirectory, load_model
+from vaekern.training.run_directory import MODEL, RunDirectory, load_model
+from vaekern.training.sources import trained_on
 
 FOLDER = "evaluation"
 NUMBERS = "evaluation.json"
@@ -55,16 +57,17 @@ def evaluate(
     inception: str | Path | None = None,
     extractor: Extractor | None = None,
     stretch: bool = False,
+    weights: str = "last",
     out: str | Path | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
     """Compute every diagnostic that applies to a trained run.
 
     Likelihood, reconstructions, orthogonality, smoothness and disentanglement are of the test
-    split, what the encoder does and the aggregate posteriors of the training split. A diagnostic
-    that fails is reported as failed, and the others go on. Each is written as soon as it is done; a
-    second evaluation into the same directory replaces the first. What lies in RUN/evaluation
-    is also shown by RUN/report.html.
+    split, what the encoder does and the aggregate posteriors of the training split, without what
+    was held out for validation. A diagnostic that fails is reported as failed, and the others go
+    on. Each is written as soon as it is done; a second evaluation into the same directory replaces
+    the first. What lies in RUN/evaluation is also shown by RUN/report.html.
 
     Args:
         run: the directory that `vaekern train` wrote.
@@ -80,7 +83,9 @@ def evaluate(
             taken in the features of a small classifier that is trained on the data.
         stretch: stretch generated and reconstructed images before these distances, as the code of
             Dai & Wipf does.
-        out: the directory to write to; RUN/evaluation by default.
+        weights: ``"last"``, or ``"best"`` for stage 1 as it was after its best epoch; stage 2,
+            which has learned the latents of the last weights, is then left out.
+        out: the directory to write to; RUN/evaluation by default, RUN/evaluation-best for the best.
         progress: a bar on stderr; by default where stderr is a terminal.
 
     Returns:
@@ -105,12 +110,16 @@ def evaluate(
         raise ValueError(f"samples must be at least 1, got {samples}; leave it out for the default")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {seed}")
+    if weights not in ("last", "best"):
+        raise ValueError(f"weights must be last or best, got {weights!r}")
+    best = weights == "best"
     on = choose_device(device)
     if inception is not None and extractor is not None:
         raise ValueError("give inception or an extractor, not both")
     directory = RunDirectory(run)
     config, data, two_stages = _read(directory)
-    model, _ = load_model(run)
+    data, two_stages = trained_on(data, config), two_stages and not best
+    model, _ = load_model(run, best_of_stage=1 if best else None)
     if inception is not None:
         extractor = inception_extractor(inception, device=on)
     subject = Subject(
@@ -122,7 +131,8 @@ def evaluate(
         extractor=extractor,
         stretch=stretch,
     )
-    folder = _prepare(Path(out).expanduser() if out else directory.path / FOLDER)
+    default = directory.path / (f"{FOLDER}-best" if best else FOLDER)
+    folder = _prepare(Path(out).expanduser() if out else default)
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -134,9 +144,11 @@ def evaluate(
         "device": on.type,
         "extractor": None if extractor is None else extractor.name,
         "stretch": stretch,
+        "weights": weights,
         "second_stage": two_stages,
     }
-    head = _head(config, data, two_stages)
+    epoch = _best_epoch(directory) if best else None
+    head = _head(config, data, two_stages, epoch)
     outcomes: dict[str, Outcome] = {}
 
     def write(complete: bool) -> str:
@@ -259,9 +271,17 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def _head(config: TrainConfig, data: Dataset, two_stages: bool) -> list[str]:
+def _best_epoch(directory: RunDirectory) -> int:
+    return int(read_header(directory.best(1), MODEL)["epoch"])
+
+
+def _head(
+    config: TrainConfig, data: Dataset, two_stages: bool, best_epoch: int | None
+) -> list[str]:
     objective, network = config.objective, config.network
     second = "both stages" if two_stages else "stage 1 (stage 2 is not trained)"
+    if best_epoch is not None:
+        second = f"stage 1 after its best epoch, {best_epoch}"
     return [
         f"{data.name}: {objective.covariance}, {objective.estimate}, {network.network}, "
         f"{network.latent_dim} latent dimensions, {second}",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from . import _checks, cpu, cuda
+from . import _checks, cpu, cuda, triton
 
 #: The groups of operators: vaekern.ops, and vaekern.linalg.
 LOSSES, LINALG = "losses", "linalg"
@@ -68,6 +69,16 @@ BACKENDS = (
         lambda: cpu.core,
     ),
     Backend("cuda", "cuda", "CUDA C++ kernels", (LINALG,), cuda.unavailable, cuda.details),
+    Backend(
+        "triton",
+        "cuda",
+        "Triton kernels",
+        (LOSSES,),
+        triton.unavailable,
+        triton.details,
+        triton.kernels,
+        triton.interpreted,
+    ),
     Backend("reference", "any", "plain PyTorch", (LOSSES, LINALG), lambda: None, lambda: ""),
 )
 NAMES = tuple(b.name for b in BACKENDS)
@@ -89,30 +100,56 @@ def _choose(device: str, operators: str, wanted: str | None) -> Backend:
 _wanted = os.environ.get("VAEKERN_BACKEND") or None
 if _wanted is not None:
     _checks.option("the environment variable VAEKERN_BACKEND", _wanted, NAMES)
-#: group -> device type -> the row that serves it; and the kernels of LOSSES, None for the
+#: group -> device type -> does a kernel serve it?  And the kernels of LOSSES, None for the
 #: reference.  Filled on first use, since asking a GPU starts CUDA, read on every call, and emptied
 #: by ``use``.
-_CHOSEN: dict[str, dict[str, Backend]] = {LOSSES: {}, LINALG: {}}
+_KERNELS: dict[str, dict[str, bool]] = {LOSSES: {}, LINALG: {}}
 _LOSS_KERNELS: dict[str, Any] = {}
-
-
-def _chosen(device_type: str, operators: str) -> Backend:
-    found = _CHOSEN[operators].get(device_type)
-    if found is None:
-        found = _CHOSEN[operators][device_type] = _choose(device_type, operators, _wanted)
-    return found
 
 
 def has_kernel(device_type: str, operators: str = LOSSES) -> bool:
     """Do kernels, rather than the reference, serve a group of operators on this device type?"""
-    return _chosen(device_type, operators).name != "reference"
+    found = _KERNELS[operators].get(device_type)
+    if found is None:
+        found = _find(device_type, operators)
+        if not torch.compiler.is_compiling():  # which guards what it has read
+            _KERNELS[operators][device_type] = found
+    return found
+
+
+def _find(device_type: str, operators: str) -> bool:
+    found = _choose(device_type, operators, _wanted).name != "reference"
+    if not found and device_type == "cuda" and operators == LOSSES:
+        _warn_of_reference()
+    return found
+
+
+# As torch.compiler.assume_constant_result does it, which would import Dynamo: the probes run when
+# a function that uses them is compiled, and are no part of it.
+_find._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+_warned = False
+
+
+def _warn_of_reference() -> None:
+    """Once: on a GPU the reference is several times slower than what was to be expected."""
+    global _warned
+    if _warned or _wanted is not None:
+        return
+    _warned = True
+    warnings.warn(
+        f"vaekern's losses run on plain PyTorch on this GPU, for {_why_not('cuda')}; "
+        "VAEKERN_BACKEND=reference says that this is wanted",
+        stacklevel=2,
+    )
 
 
 def loss_kernels(device_type: str) -> Any:
     """The LossKernels that serve a device type, or None: the reference does."""
     if device_type in _LOSS_KERNELS:
         return _LOSS_KERNELS[device_type]
-    found = _LOSS_KERNELS[device_type] = _chosen(device_type, LOSSES).losses()
+    found = _LOSS_KERNELS[device_type] = _choose(device_type, LOSSES, _wanted).losses()
     return found
 
 
@@ -135,7 +172,7 @@ def _why_not(device_type: str) -> str:
 
 
 def _forget() -> None:
-    for known in _CHOSEN.values():
+    for known in _KERNELS.values():
         known.clear()
     _LOSS_KERNELS.clear()
 

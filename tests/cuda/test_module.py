@@ -61,7 +61,7 @@ def test_the_backend_says_why_it_cannot_run() -> None:
 
 
 def test_a_backend_serves_the_operators_it_fills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is a GPU: linalg runs on its kernels, the losses on the reference."""
+    """As where there is a GPU: linalg runs on CUDA's kernels, the losses on Triton's."""
     rows = tuple(
         dataclasses.replace(b, unavailable=lambda: None, details=lambda: "")
         for b in backends.BACKENDS
@@ -69,9 +69,9 @@ def test_a_backend_serves_the_operators_it_fills(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(backends, "BACKENDS", rows)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert backends.active("cuda", backends.LINALG) == "cuda"
-    assert backends.active("cuda") == "reference"
+    assert backends.active("cuda") == "triton"
     assert "cuda       CUDA C++ kernels: in use: linalg on cuda" in backends.describe()
-    assert "losses on cuda" in backends.describe().splitlines()[-1]
+    assert "triton     Triton kernels: in use: losses on cuda" in backends.describe()
     with backends.use("cuda"):
         assert backends.active("cuda", backends.LINALG) == "cuda"
         assert backends.active("cpu") == backends.active("cuda") == "reference"
@@ -79,7 +79,7 @@ def test_a_backend_serves_the_operators_it_fills(monkeypatch: pytest.MonkeyPatch
         assert not backends.has_kernel("cuda")
     with backends.use("reference"):
         assert backends.active("cuda", backends.LINALG) == "reference"
-    assert not backends.has_kernel("cuda")
+    assert backends.has_kernel("cuda")
 
 
 def test_importing_the_package_does_not_start_cuda() -> None:

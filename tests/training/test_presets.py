@@ -10,7 +10,7 @@ import yaml
 from vaekern.cli import main
 from vaekern.training import TrainConfig
 from vaekern.training.flags import UsageError, parse
-from vaekern.training.presets import PRESETS, Preset, preset
+from vaekern.training.presets import PRESETS, Preset, preset, preset_table
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -96,3 +96,9 @@ def test_settings_are_settings() -> None:
     known = set(TrainConfig().to_flat())
     for name, row in PRESETS.items():
         assert set(row.settings) <= known, name
+
+
+def test_the_readme_lists_every_preset() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- presets:begin -->\n")
+    assert rest.partition("\n<!-- presets:end -->")[0] == preset_table()

@@ -99,7 +99,17 @@ SCHEDULES: dict[str, dict[str, object]] = {
 }
 
 
-OF_STAGE_1 = ("warm-up", "free bits", "capacity")
+AUTOENCODER = {"likelihood": "squared-error", "posterior": "deterministic"}
+SYSTEMS: dict[str, dict[str, object]] = {
+    "isotropic": {"posterior": "isotropic"},
+    "full": {"posterior": "full", "free_bits": 0.2},
+    "flow": {"posterior": "planar", "flow_steps": 2, "kl_warmup_steps": 9},
+    "logistic mixture": {"likelihood": "logistic-mixture", "mixture_components": 2},
+    "mmd": {"latent_term": "mmd", "spectral_norm": True, **AUTOENCODER},
+    "penalty": {"latent_term": "squared-norm", "decoder_penalty": "jacobian", **AUTOENCODER},
+}
+SCHEDULES |= SYSTEMS
+OF_STAGE_1 = ("warm-up", "free bits", "capacity", *SYSTEMS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaekern.models import VAE, TwoStageVAE
+from vaekern.models import VAE, Posterior, TwoStageVAE
 from vaekern.training import (
     StageConfig,
     TrainConfig,
@@ -129,7 +129,7 @@ def test_warmed_up_steps_are_those_of_a_loss_with_that_beta(make_config: Make) -
     ):
         vae = small_vae(make_config, beta=beta)
         noise = vae.draw_noise(6, torch.Generator().manual_seed(1))
-        found = term.components(vae, x, *vae.encode(x), 3, noise)
+        found = term.components(vae, x, vae.posterior(x), 3, noise)
         found.loss.backward()
         gradients.append([found.loss.detach(), *(p.grad for p in vae.parameters())])
     for ours, expected in zip(*gradients, strict=True):
@@ -209,7 +209,7 @@ def test_shaped_kl_joins_the_loss_s_reconstruction(
     term = KLTerm(config, beta=4.0, epochs=2, steps=5)
     mu, logvar = vae.encode(x)
     noise = vae.draw_noise(6, torch.Generator().manual_seed(1))
-    found = term.components(vae, x, mu, logvar, 5, noise)
+    found = term.components(vae, x, Posterior(mu, logvar), 5, noise)
     plain = vae.components(x, mu, logvar, generator=torch.Generator().manual_seed(1))
     charged = free_bits_kl(mu, logvar, 0.05) if config.free_bits else capacity_kl(mu, logvar, 1.5)
     torch.testing.assert_close(found.loss, plain.loss - 4.0 * plain.kl + 4.0 * charged)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vaekern import functional
+from vaekern.models.posterior import Posterior
 from vaekern.models.vae import VAE
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # x to (mu, logvar)
@@ -18,8 +20,8 @@ class Model(NamedTuple):
 
     encode: Encode
     decode: Callable[[Tensor], Any]  # z to the mean of p(x|z), or to a tuple that starts with it
-    distribution: Callable[[Tensor], Any]  # z to (x_hat before the activation, x_logvar)
-    activation: str | None
+    posterior: Callable[[Tensor], Posterior]
+    nll: Callable[[Tensor, Tensor], Tensor]  # x and z to -log p(x|z) [B], in the dtype of x
     device: torch.device | None  # None: wherever x is
     networks: tuple[object, ...]  # to be put in evaluation mode
 
@@ -29,14 +31,21 @@ def check_model(name: str, model: Any) -> Model:
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         encode, decode = model
         owners = (getattr(part, "__self__", None) for part in model)
-        return Model(encode, decode, decode, None, None, (*model, *owners))
+        return Model(
+            encode,
+            decode,
+            lambda x: Posterior(*encoded(encode, x)),
+            lambda x, z: _gaussian_nll(decode(z), x),
+            None,
+            (*model, *owners),
+        )
     if isinstance(model, VAE):
         like = next(model.parameters(), None)
         return Model(
             model.encode,
             model.decode,
-            model.decoder_distribution,
-            model.loss.activation,
+            model.posterior,
+            lambda x, z: model.score(x, z).nll,
             None if like is None else like.device,
             (model,),
         )
@@ -46,9 +55,20 @@ def check_model(name: str, model: Any) -> Model:
     )
 
 
-def encoded(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+def _gaussian_nll(found: Any, x: Tensor) -> Tensor:
+    """-log p(x|z) of each row, from what decode returned."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(
+            f"decode must return (x_hat, x_logvar), got {type(found).__name__}; return the log "
+            "sigma^2 of p(x|z) beside its mean"
+        )
+    x_hat, x_logvar = (each.to(x.dtype) for each in found)
+    return functional.gaussian_nll(x_hat, x, x_logvar, reduction="none")
+
+
+def encoded(encode: Encode, x: Tensor) -> tuple[Tensor, Tensor]:
     """(mu [B, d], logvar [B, d]) of a batch, checked."""
-    found = model.encode(x)
+    found = encode(x)
     if (
         not isinstance(found, tuple)
         or len(found) != 2

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaekern import functional
 from vaekern.diagnostics._checks import check_data
 from vaekern.diagnostics._decode import CHUNK
-from vaekern.diagnostics._model import Model, check_model, encoded
+from vaekern.diagnostics._model import Model, check_model
 from vaekern.diagnostics._modes import evaluation_mode
 from vaekern.diagnostics._progress import progress_bar
+from vaekern.models.likelihoods import Likelihood
 from vaekern.models.vae import VAE
 
 
@@ -37,7 +37,8 @@ def importance_weighted_nll(
     Its expectation is the negative ELBO for k = 1, never rises with k, and tends to -log p(x);
     its mean over the data estimates the negative log-likelihood in nats, constants included.
 
-    p(x|z) is the decoder's Gaussian with the variance that the model has learned: fixed, learned,
+    q(z|x) may be any Gaussian, or a flow's image of one. p(x|z) is the decoder's distribution: a
+    mixture of logistics, or the Gaussian with the variance that the model has: fixed, learned,
     predicted by the decoder from z, or for ``estimate="mle"`` the loss's running estimate. For mle
     iso-d and diag-d that is one variance for all inputs, the mean of those that were fitted to each
     sample in training. The fitted ones themselves would give no likelihood: a variance that depends
@@ -60,7 +61,8 @@ def importance_weighted_nll(
 
     Raises:
         ValueError: no data, a number below 1, an encoder's or decoder's output that does not fit,
-            or a model with ``estimate="mle"`` that has not been trained.
+            a model with ``estimate="mle"`` that has not been trained, a deterministic encoder, or a
+            decoder that is no distribution of x (squared error, cross-entropy of grey pixels).
         TypeError: a model that is neither, or x that is no floating-point tensor.
 
     Example:
@@ -100,41 +102,39 @@ def _bound(
     generator: torch.Generator | None,
     bar: Any,
 ) -> Tensor:  # [B]
-    mu, logvar = encoded(parts, x)
-    dtype, mu, logvar = mu.dtype, mu.double(), logvar.double()
-    std, x = (0.5 * logvar).exp(), x.double()
-    total = mu.new_full((len(x),), -math.inf)
+    q = parts.posterior(x)
+    dtype, q, x = q.mu.dtype, q.to(torch.float64), x.double()
+    total = x.new_full((len(x),), -math.inf)
     at_once = max(1, chunk_size // len(x))
     for start in range(0, samples, at_once):
         count = min(at_once, samples - start)
-        noise = torch.randn(count, *mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
-        z = mu + std * noise
-        nll = _nll(parts, x.expand(count, *x.shape).flatten(0, 1), z.flatten(0, 1).to(dtype))
-        # log p(z) - log q(z|x), where the constants cancel
-        ratio = 0.5 * (noise.square() - z.square() + logvar).sum(-1)
-        total = torch.logaddexp(total, torch.logsumexp(ratio - nll.view(count, -1), 0))
+        # log q(z|x) - log p(z), where the constants cancel
+        z, ratio = q.sample_and_ratio(samples=count, generator=generator)
+        nll = parts.nll(x.expand(count, *x.shape).flatten(0, 1), z.flatten(0, 1).to(dtype))
+        total = torch.logaddexp(total, torch.logsumexp(-ratio - nll.view(count, -1), 0))
         bar.update(count * len(x))
     return math.log(samples) - total
 
 
-def _nll(parts: Model, x: Tensor, z: Tensor) -> Tensor:
-    """-log p(x|z) of each row."""
-    found = parts.distribution(z)
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise ValueError(
-            f"decode must return (x_hat, x_logvar), got {type(found).__name__}; return the log "
-            "sigma^2 of p(x|z) beside its mean"
-        )
-    x_hat, x_logvar = found
-    return functional.gaussian_nll(
-        x_hat.double(), x, x_logvar.double(), activation=parts.activation, reduction="none"
-    )
-
-
 def _check_trained(model: Any) -> None:
-    if not isinstance(model, VAE) or model.loss.estimate != "mle":
+    if not isinstance(model, VAE):
         return
-    variance = model.loss.running_variance
+    loss = model.loss
+    if not model.family.stochastic:
+        raise ValueError(
+            "model must have a posterior with a density, got a deterministic encoder, whose codes "
+            "bound no likelihood; compare its squared error"
+        )
+    if isinstance(loss, Likelihood):
+        if not loss.density:
+            raise ValueError(
+                f"model must have a decoder that is a distribution of x, got {loss.name!r}; "
+                "compare its squared error"
+            )
+        return
+    if loss.estimate != "mle":
+        return
+    variance = loss.running_variance
     if variance is None or not bool(variance.any()):
         raise ValueError(
             "model must have been trained: its loss has estimate='mle' and has seen no batch in "

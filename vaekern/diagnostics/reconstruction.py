@@ -89,7 +89,7 @@ def reconstruction_losses(
     with evaluation_mode(*parts.networks):
         for piece in x.split(chunk_size):
             piece = piece if parts.device is None else piece.to(parts.device)
-            mu, logvar = encoded(parts, piece)
+            mu, logvar = encoded(parts.encode, piece)
             centre, piece = decode(mean, mu).double(), piece.double()
             if centre.shape != piece.shape:
                 raise ValueError(

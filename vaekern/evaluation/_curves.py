@@ -80,7 +80,8 @@ def _draw_terms(axes: Axes, records: Sequence[Record], key: str, title: str, fir
         _curve(axes, x, levels[-1], MUTED, "validation", dashed=True)
     low, high = _visible_range(levels)
     axes.set_ylim(low, high)
-    unit = "nats per sample" if dims is None else "nats per dimension"
+    unit = next((str(r["unit"]) for r in records if "unit" in r), "nats")
+    unit += " per sample" if dims is None else " per dimension"
     dress(axes, title=title, y=unit if first else "")
     legend(axes, loc="upper right", ncols=len(levels))
 

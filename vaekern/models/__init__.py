@@ -2,7 +2,8 @@
 
 from vaekern.models import networks
 from vaekern.models.batch_norm import fit_batch_norm
-from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig
+from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, SystemConfig
+from vaekern.models.posterior import Posterior
 from vaekern.models.samplers import (
     SAMPLERS,
     GaussianMixtureSampler,
@@ -14,7 +15,7 @@ from vaekern.models.samplers import (
     latent_sampler,
     spherical_interpolation,
 )
-from vaekern.models.two_stage import Posterior, TwoStageVAE
+from vaekern.models.two_stage import TwoStageVAE
 from vaekern.models.vae import VAE
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Posterior",
     "PriorSampler",
     "SecondStageSampler",
+    "SystemConfig",
     "TwoStageVAE",
     "fit_batch_norm",
     "interpolation_strips",

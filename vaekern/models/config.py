@@ -12,6 +12,12 @@ from vaekern.models.networks import NETWORKS
 Covariance = Literal["iso-i", "iso-d", "diag-i", "diag-d"]
 Estimate = Literal["mle", "learned", "fixed"]
 Activation = Literal["auto", "none", "sigmoid", "tanh"]
+PosteriorKind = Literal[
+    "diagonal", "full", "isotropic", "fixed", "deterministic", "planar", "radial"
+]
+LikelihoodKind = Literal["gaussian", "bernoulli", "logistic-mixture", "squared-error"]
+LatentTerm = Literal["kl", "squared-norm", "mmd", "none"]
+Penalty = Literal["none", "l2", "jacobian", "vector-jacobian"]
 
 
 def setting(default: Any, help: str) -> Any:
@@ -50,6 +56,59 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class SystemConfig:
+    """What stage 1 is made of, where it is not the Gaussian VAE that the objective describes."""
+
+    posterior: PosteriorKind = setting(
+        "diagonal",
+        "q(z|x): its covariance diagonal or full, one variance for all inputs and dimensions, "
+        "learned (isotropic) or fixed, none at all (deterministic), or a flow (planar, radial)",
+    )
+    posterior_variance: float = setting(
+        0.1, "the variance of the 'fixed' posterior, and the start of the 'isotropic' one"
+    )
+    flow_steps: int = setting(10, "steps of a planar or radial flow")
+    likelihood: LikelihoodKind = setting(
+        "gaussian",
+        "p(x|z): the Gaussian of covariance and estimate, Bernoulli (cross-entropy of pixels "
+        "between 0 and 1), a mixture of discretised logistics, or the plain squared error",
+    )
+    mixture_components: int = setting(10, "components of the logistic mixture")
+    levels: int = setting(256, "grey levels of the pixels, as the logistic mixture counts them")
+    latent_term: LatentTerm = setting(
+        "kl",
+        "what is charged for the latents, times beta: the KL, |z|^2 / 2, the maximum mean "
+        "discrepancy from N(0, I), or nothing",
+    )
+    decoder_penalty: Penalty = setting(
+        "none",
+        "charged for the decoder: its squared weights (l2), the squared Frobenius norm of its "
+        "Jacobian, or |d |x_hat|^2 / dz|^2 (vector-jacobian)",
+    )
+    penalty_weight: float = setting(1.0, "weight of the decoder's penalty")
+    spectral_norm: bool = setting(
+        False, "divide each weight of the decoder by its largest singular value"
+    )
+
+    def __post_init__(self) -> None:
+        if self.latent_term == "kl" and self.posterior == "deterministic":
+            raise ValueError(
+                "latent_term must not be kl with the deterministic posterior, whose KL is infinite;"
+                " use --latent-term squared-norm, mmd or none"
+            )
+        if not self.posterior_variance > 0:
+            raise ValueError(
+                f"posterior_variance must be positive, got {self.posterior_variance}; "
+                "for none at all use --posterior deterministic"
+            )
+        for name, least in (("flow_steps", 1), ("mixture_components", 1), ("levels", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.penalty_weight >= 0:
+            raise ValueError(f"penalty_weight must not be negative, got {self.penalty_weight}")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """Encoder and decoder of both stages."""
 
@@ -74,3 +133,33 @@ class ModelConfig:
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+
+    def __post_init__(self) -> None:
+        objective, system = self.objective, self.system
+        if objective.posterior_samples > 1 and system.posterior == "deterministic":
+            raise ValueError(
+                f"posterior_samples must be 1 for the deterministic posterior, whose draws are all "
+                f"the same, got {objective.posterior_samples}; leave it out"
+            )
+        if system.likelihood == "gaussian":
+            return
+        default = ObjectiveConfig()
+        for name in ("covariance", "estimate", "variance"):
+            if getattr(objective, name) != getattr(default, name):
+                raise ValueError(
+                    f"{name} belongs to the Gaussian likelihood, got {getattr(objective, name)} "
+                    f"with likelihood {system.likelihood}; leave one of them out"
+                )
+
+    def describe(self) -> str:
+        """The system in a few words, as tables and pages name it."""
+        system, objective = self.system, self.objective
+        words: list[str] = [system.likelihood]
+        if system.likelihood == "gaussian":
+            words = [objective.covariance, objective.estimate]
+        words += [system.posterior] if system.posterior != "diagonal" else []
+        words += [system.latent_term] if system.latent_term not in ("kl", "none") else []
+        words += [f"{system.decoder_penalty} penalty"] if system.decoder_penalty != "none" else []
+        words += ["spectral norm"] if system.spectral_norm else []
+        return ", ".join(words)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaekern.models import networks
+from vaekern.models.likelihoods import LIKELIHOODS, Likelihood
 from vaekern.nn import GaussianVAELoss
 
 _LOSS_OPTIONS = (
@@ -54,21 +55,28 @@ def _outline(module: nn.Module) -> tuple[str, dict[str, torch.Size]]:
     return repr(module), {name: value.shape for name, value in module.state_dict().items()}
 
 
-def loss_recipe(loss: GaussianVAELoss) -> dict[str, Any]:
+def loss_recipe(loss: GaussianVAELoss | Likelihood) -> dict[str, Any]:
     """The options of a loss; its variance is a tensor and kept with the weights."""
+    if isinstance(loss, Likelihood):
+        return {"likelihood": loss.name} | loss.options()
     recipe = {name: getattr(loss, name) for name in _LOSS_OPTIONS}
     return recipe | {"x_shape": None if loss.x_shape is None else list(loss.x_shape)}
 
 
-def build_loss(recipe: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianVAELoss:
+def build_loss(
+    recipe: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> GaussianVAELoss | Likelihood:
     """The loss that fits a recipe and its own saved state.
 
     Raises:
         ValueError, TypeError, KeyError: a recipe that means nothing to this version.
     """
     options = dict(recipe)
-    clamp, shape = options["logvar_clamp"], options["x_shape"]
+    clamp = options["logvar_clamp"]
     options["logvar_clamp"] = None if clamp is None else tuple(clamp)
+    if "likelihood" in options:
+        return LIKELIHOODS[options.pop("likelihood")](**options)
+    shape = options["x_shape"]
     if options["covariance"] == "diag-i" and shape is None and "last_variance" in state:
         shape = state["last_variance"].shape  # it was taken from the first batch
     options["x_shape"] = None if shape is None else tuple(shape)

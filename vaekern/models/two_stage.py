@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from vaekern import functional
 from vaekern.models import networks
 from vaekern.models.batch_norm import fit_batch_norm
 from vaekern.models.config import ModelConfig
+from vaekern.models.posterior import Posterior
 from vaekern.models.recipes import network_recipe
 from vaekern.models.sharing import MissingModulesError, Shareable
 from vaekern.models.vae import CHUNK, VAE
@@ -21,23 +21,6 @@ from vaekern.nn import GaussianVAELoss
 
 if TYPE_CHECKING:
     from vaekern.data import Samples
-
-
-class Posterior(NamedTuple):
-    """q(z|x) of N samples: what stage 2 learns from, with fresh z in every epoch."""
-
-    mu: Tensor  # [N, d]
-    logvar: Tensor  # [N, d]
-
-    def sample(
-        self, *, generator: torch.Generator | None = None, noise: Tensor | None = None
-    ) -> Tensor:
-        """One z for each row, [N, d], drawn or made of normal numbers [N, d]."""
-        return functional.reparameterize(self.mu, self.logvar, generator=generator, noise=noise)
-
-    def take(self, rows: Tensor) -> Posterior:
-        """The given rows."""
-        return Posterior(self.mu[rows], self.logvar[rows])
 
 
 class TwoStageVAE(Shareable):
@@ -79,10 +62,11 @@ class TwoStageVAE(Shareable):
 
     def __init__(self, stage1: VAE, stage2: VAE):
         super().__init__()
-        if stage2.loss.covariance not in ("iso-i", "diag-i"):
+        covariance = getattr(stage2.loss, "covariance", "none")
+        if covariance not in ("iso-i", "diag-i"):
             raise ValueError(
                 "stage2 must have one variance for all inputs (covariance 'iso-i' or 'diag-i'), "
-                f"because sampling adds its noise, got {stage2.loss.covariance!r}"
+                f"because sampling adds its noise, got {covariance!r}"
             )
         self.stage1 = stage1
         self.stage2 = stage2
@@ -190,9 +174,9 @@ class TwoStageVAE(Shareable):
         device = next(self.parameters()).device
         training = self.stage1.training
         self.stage1.eval()
-        parts = [self.stage1.encode(piece.to(device)) for piece in x.split(CHUNK)]
+        parts = [self.stage1.posterior(piece.to(device)) for piece in x.split(CHUNK)]
         self.stage1.train(training)
-        return Posterior(torch.cat([mu for mu, _ in parts]), torch.cat([v for _, v in parts]))
+        return Posterior.join(parts)
 
     @torch.no_grad()
     def sample_latents(

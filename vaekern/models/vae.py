@@ -1,18 +1,29 @@
-"""A Gaussian VAE: an encoder, a decoder and a loss."""
+"""A VAE: an encoder, a posterior, a decoder and a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from vaekern import functional
+from vaekern import _checks, functional
 from vaekern.functional import LossComponents
 from vaekern.models import networks
 from vaekern.models.config import ModelConfig
+from vaekern.models.latent_terms import LATENT_TERMS
+from vaekern.models.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    LogisticMixture,
+    SquaredError,
+    share_of_batch,
+)
+from vaekern.models.networks.heads import Encoder
+from vaekern.models.penalties import PENALTIES, DecoderPenalty
+from vaekern.models.posterior import Diagonal, Family, Posterior, build_family
 from vaekern.models.recipes import (
     build_loss,
     build_networks,
@@ -30,23 +41,40 @@ CHUNK = 512
 _ACTIVATIONS = {None: nn.Identity(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh()}
 
 
+class Scored(NamedTuple):
+    """What `VAE.score` returns."""
+
+    nll: Tensor  # [B]: -log p(x|z) in nats
+    squared_error: Tensor  # [B]: |x - E[x|z]|^2
+    x_logvar: Tensor | None  # log Sigma_x, broadcasting to x; None for what is no Gaussian
+
+
 class VAE(Shareable):
-    """A Gaussian VAE, for any encoder, decoder and `GaussianVAELoss`.
+    """A VAE, for any encoder, decoder and loss; and the autoencoders it is compared with.
 
     q(z|x) = N(mu(x), diag exp logvar(x)), p(z) = N(0, I), p(x|z) = N(x_hat(z), Sigma_x), where the
-    loss decides what Sigma_x is and how it is found.
+    loss decides what Sigma_x is and how it is found. What is minimised is
+
+        -log p(x|z) + beta T + penalty,    T = KL(q(z|x) || p(z)),
+
+    each part of which may be another: q by `posterior`, p(x|z) by `loss`, T by `latent_term`.
 
     Args:
-        encoder: a module, x [B, *sample_shape] -> (mu [B, d], logvar [B, d]).
+        encoder: a module, x [B, *sample_shape] -> (mu [B, d], logvar [B, d]), and a third tensor
+            [B, k] where the posterior has extra outputs.
         decoder: a module, z [B, d] -> x_hat [B, *sample_shape]; or -> (x_hat, x_logvar) where the
             loss is learned iso-d ([B]) or learned diag-d (x's shape). Where the loss has an
             activation, the decoder returns what stands before it.
-        loss: the objective.
+        loss: a `GaussianVAELoss`, or another of `vaekern.models.likelihoods`.
         latent_dim: d.
         posterior_samples: L, draws of z for each input and step.
+        posterior: the family of q(z|x); None is the diagonal Gaussian.
+        latent_term: T, a row of `vaekern.models.latent_terms.LATENT_TERMS`.
+        penalty: what is charged for the decoder.
 
     Raises:
-        ValueError: posterior_samples below 1, or above 1 with a decoder that predicts its variance.
+        ValueError: posterior_samples below 1, or above 1 with a decoder that predicts its variance,
+            an unknown latent_term or penalty, or the KL of a deterministic posterior.
 
     Example:
         >>> import torch, vaekern
@@ -91,25 +119,40 @@ class VAE(Shareable):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        loss: GaussianVAELoss,
+        loss: GaussianVAELoss | Likelihood,
         latent_dim: int,
         *,
         posterior_samples: int = 1,
+        posterior: Family | None = None,
+        latent_term: str = "kl",
+        penalty: DecoderPenalty | None = None,
     ):
         super().__init__()
         if posterior_samples < 1:
             raise ValueError(f"posterior_samples must be at least 1, got {posterior_samples}")
-        if posterior_samples > 1 and _predicts_variance(loss.covariance, loss.estimate):
+        if posterior_samples > 1 and _predicts_variance(loss):
             raise ValueError(
                 f"posterior_samples must be 1 for the learned {loss.covariance!r} variance, which "
                 f"the decoder predicts from one z, got {posterior_samples}; "
                 "use estimate='mle', or one sample"
             )
+        family = posterior or Diagonal()
+        _checks.option("latent_term", latent_term, LATENT_TERMS)
+        if latent_term == "kl" and not family.stochastic:
+            raise ValueError(
+                "latent_term must not be 'kl' with a deterministic posterior, whose KL is infinite;"
+                " use 'squared-norm', 'mmd' or 'none'"
+            )
+        if penalty is not None:
+            _checks.option("penalty", penalty.kind, PENALTIES)
         self.encoder = encoder
         self.decoder = decoder
         self.loss = loss
         self.latent_dim = latent_dim
         self.posterior_samples = posterior_samples
+        self.family = family
+        self.latent_term = latent_term
+        self.penalty = penalty
 
     @classmethod
     def from_config(
@@ -124,41 +167,46 @@ class VAE(Shareable):
         applied inside the loss, so the network's own output stays linear.
 
         Raises:
-            ValueError: an option outside its range, or one that the network does not have.
+            ValueError: an option outside its range, one that the network does not have, or data
+                that the likelihood cannot be of.
 
         Example:
             >>> vae = VAE.from_config(ModelConfig(), (1, 8, 8), value_range=(0.0, 1.0))
         """
-        objective, network = config.objective, config.network
+        network, system = config.network, config.system
+        shape, d = tuple(sample_shape), network.latent_dim
+        loss = _make_loss(config, shape, value_range)
+        family = build_family(
+            system.posterior, variance=system.posterior_variance, steps=system.flow_steps
+        )
         options: dict[str, Any] = dict(network.network_options())
-        if _predicts_variance(objective.covariance, objective.estimate):
-            options["variance_head"] = "sample" if objective.covariance == "iso-d" else "element"
-            options["initial_variance"] = objective.variance
-        activation: str | None = objective.activation
-        if activation == "auto":
-            activation = "sigmoid" if value_range == (0.0, 1.0) else None
-        elif activation == "none":
-            activation = None
-        loss = GaussianVAELoss(
-            objective.covariance,
-            objective.estimate,
-            variance=objective.variance,
-            x_shape=tuple(sample_shape),
-            beta=objective.beta,
-            eps=objective.eps,
-            activation=activation,
-            logvar_clamp=objective.logvar_clamp,
-        )
+        if _predicts_variance(loss):
+            options["variance_head"] = "sample" if loss.covariance == "iso-d" else "element"
+            options["initial_variance"] = config.objective.variance
         options["output"] = "linear"
+        if family.extra_outputs(d):
+            options["extra_outputs"] = family.extra_outputs(d)
+        if isinstance(loss, Likelihood) and loss.output_shape(shape) != shape:
+            options["decoder_shape"] = list(loss.output_shape(shape))
+        if system.spectral_norm:
+            options["spectral_norm"] = True
+        encoder, decoder = networks.build(network.network, shape, d, **options)
+        if isinstance(encoder, Encoder) and encoder.extra is not None:
+            family.start(encoder.extra, d)
+        penalty = None
+        if system.decoder_penalty != "none":
+            penalty = DecoderPenalty(system.decoder_penalty, system.penalty_weight)
         vae = cls(
-            *networks.build(network.network, sample_shape, network.latent_dim, **options),
+            encoder,
+            decoder,
             loss,
-            network.latent_dim,
-            posterior_samples=objective.posterior_samples,
+            d,
+            posterior_samples=config.objective.posterior_samples,
+            posterior=family,
+            latent_term=system.latent_term,
+            penalty=penalty,
         )
-        vae.recipe = network_recipe(
-            network.network, tuple(sample_shape), network.latent_dim, options
-        )
+        vae.recipe = network_recipe(network.network, shape, d, options)
         return vae
 
     @classmethod
@@ -168,7 +216,7 @@ class VAE(Shareable):
         *,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
-        loss: GaussianVAELoss | None = None,
+        loss: GaussianVAELoss | Likelihood | None = None,
         revision: str | None = None,
     ) -> Self:
         """Load what `save_pretrained` wrote: in evaluation mode, on the CPU, in the saved dtypes.
@@ -199,6 +247,9 @@ class VAE(Shareable):
             "loss": loss_recipe(self.loss),
             "latent_dim": self.latent_dim,
             "posterior_samples": self.posterior_samples,
+            "posterior": self.family.describe(),
+            "latent_term": self.latent_term,
+            "penalty": None if self.penalty is None else self.penalty.describe(),
         }
 
     def _load_hint(self) -> str | None:
@@ -223,36 +274,57 @@ class VAE(Shareable):
         if loss is None:
             own = {k.removeprefix("loss."): v for k, v in state.items() if k.startswith("loss.")}
             loss = build_loss(description["loss"], own)
+        penalty = description.get("penalty")
         vae = cls(
             encoder,
             decoder,
             loss,
             description["latent_dim"],
             posterior_samples=description["posterior_samples"],
+            # Absent where the model was written before there were others.
+            posterior=build_family(**description.get("posterior", {"name": "diagonal"})),
+            latent_term=description.get("latent_term", "kl"),
+            penalty=None if penalty is None else DecoderPenalty(**penalty),
         )
         vae.recipe = description["networks"]
         return vae
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mu, logvar) of q(z|x), both [B, d], within the loss's logvar_clamp."""
-        mu, logvar = self.encoder(x)
+        """(mu, logvar) of q(z|x), both [B, d], within the loss's logvar_clamp.
+
+        All of q where it is a diagonal Gaussian. Of a full covariance logvar holds the marginal
+        variances, of a deterministic posterior -inf; of a flow, mu is the image of the base's mean
+        and logvar the base's. `posterior` has the rest.
+        """
+        q = self.posterior(x)
+        return q.center, q.logvar
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """q(z|x), within the loss's logvar_clamp."""
+        mu, logvar, *extra = self.encoder(x)
         if self.loss.logvar_clamp is not None:
             # The noise must be drawn from the distribution whose KL is charged.
             logvar = logvar.clamp(*self.loss.logvar_clamp)
-        return mu, logvar
+        q: Posterior = self.family(mu, logvar, extra[0] if extra else None)
+        return q
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x|z) [B, *sample_shape], the loss's activation applied."""
-        mean: Tensor = _ACTIVATIONS[self.loss.activation](self._decoder_output(z)[0])
+        return self._mean(self._decoder_output(z)[0])
+
+    def _mean(self, output: Tensor) -> Tensor:
+        """E[x|z] from the decoder's output."""
+        if isinstance(self.loss, Likelihood):
+            return self.loss.mean(output)
+        mean: Tensor = _ACTIVATIONS[self.loss.activation](output)
         return mean
 
     def reconstruct(
         self, x: Tensor, sample_z: bool = True, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The decoder's mean at one draw of z ~ q(z|x), or at its mean where sample_z is False."""
-        mu, logvar = self.encode(x)
-        z = functional.reparameterize(mu, logvar, generator=generator) if sample_z else mu
-        return self.decode(z)
+        q = self.posterior(x)
+        return self.decode(q.sample(generator=generator) if sample_z else q.center)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n decoder means [n, *sample_shape] at z ~ N(0, I). No pixel noise is added."""
@@ -284,35 +356,137 @@ class VAE(Shareable):
         for compiled networks, and for several processes that share a batch.
 
         Returns what `GaussianVAELoss.components` returns: .loss carries the graph; .reconstruction,
-        .kl, .kl_per_dim, .x_logvar and .mse are detached.
+        .kl, .kl_per_dim, .x_logvar and .mse are detached. They mean, by system:
+
+        - loss: reconstruction + beta kl + penalty;
+        - reconstruction: -log p(x|z) in nats; the cross-entropy for a Bernoulli decoder, the
+          squared error |x - x_hat|^2 where the loss is that;
+        - kl: the latent term T before beta: the KL in nats (estimated by its draws for a flow),
+          |z|^2 / 2, MMD^2, or 0;
+        - kl_per_dim: its parts, NaN where it is no sum over dimensions (a flow, MMD);
+        - x_logvar: log Sigma_x, NaN where there is none;
+        - mse: |x - E[x|z]|^2, summed over the features, in every system.
         """
-        mu, logvar = self.encode(x)
-        return self.components(x, mu, logvar, beta=beta, generator=generator, noise=noise)
+        q = self.posterior(x)
+        return self.components(x, q, beta=beta, generator=generator, noise=noise)
 
     def components(
         self,
         x: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
+        q: Posterior | Tensor,
+        logvar: Tensor | None = None,
         *,
         beta: float | Tensor | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         per_dim: bool = True,
     ) -> LossComponents:
-        """`forward` for a batch that is encoded already, for callers who look at q(z|x) too."""
-        if self.posterior_samples == 1:
-            z = functional.reparameterize(mu, logvar, generator=generator, noise=noise)
-            x_hat, x_logvar = self._decoder_output(z)
+        """`forward` for a batch that is encoded already, for callers who look at q(z|x) too.
+
+        Args:
+            x: [B, *sample_shape].
+            q: what `posterior` returned for x; or its mu, with
+            logvar: beside it, where q is a diagonal Gaussian.
+            beta: in the place of the loss's own.
+            generator: of all noise, that of the prior and of probes too.
+            noise: of z, as in `forward`; generator then makes the rest.
+            per_dim: False leaves kl_per_dim empty.
+        """
+        if isinstance(q, Tensor):
+            assert logvar is not None
+            q = Posterior(q, logvar)
+        samples = None if self.posterior_samples == 1 else self.posterior_samples
+        of_z = generator if noise is None else None
+        ratio: Tensor | None = None
+        if self.latent_term == "kl" and not self._closed_kl:
+            z, ratio = q.sample_and_ratio(samples=samples, generator=of_z, noise=noise)
         else:
-            z = functional.reparameterize(
-                mu, logvar, samples=self.posterior_samples, generator=generator, noise=noise
+            z = q.sample(samples=samples, generator=of_z, noise=noise)
+        flat = z if samples is None else z.flatten(0, 1)
+        output, x_logvar = self._decoder_output(flat)
+        x_hat = output if samples is None else output.unflatten(0, z.shape[:2])
+        if self._closed_kl:
+            found = self.loss.components(
+                x_hat,
+                x,
+                q.mu,
+                q.diagonal,
+                x_logvar=x_logvar,
+                scale_tril=q.scale_tril,
+                beta=beta,
+                per_dim=per_dim,
             )
-            x_hat, x_logvar = self._decoder_output(z.flatten(0, 1))
-            x_hat = x_hat.unflatten(0, z.shape[:2])
-        return self.loss.components(
-            x_hat, x, mu, logvar, x_logvar=x_logvar, beta=beta, per_dim=per_dim
+        else:
+            nothing = torch.zeros_like(q.mu)
+            found = self.loss.components(
+                x_hat, x, nothing, nothing, x_logvar=x_logvar, beta=0.0, per_dim=False
+            )
+            weight = self.loss.beta if beta is None else beta
+            value, parts = LATENT_TERMS[self.latent_term](q, z, ratio, generator)
+            share = self._share(x, value)
+            found = found._replace(
+                loss=found.loss + weight * share * value,
+                kl=(share * value).detach(),
+                kl_per_dim=(share * parts).detach() if per_dim else found.kl_per_dim,
+            )
+        if self.penalty is not None:
+            penalty = self.penalty(self.decode, self.decoder, flat, self._mean(output), generator)
+            if self.penalty.kind != "l2":  # which is no mean over samples
+                penalty = penalty * self._share(x, penalty)
+            found = found._replace(loss=found.loss + penalty)
+        return found
+
+    def _share(self, x: Tensor, like: Tensor) -> Tensor | float:
+        return share_of_batch(
+            len(x), like, training=self.training, process_group=self.loss.process_group
         )
+
+    @property
+    def _closed_kl(self) -> bool:
+        return self.latent_term == "kl" and self.family.closed_form
+
+    @property
+    def fused(self) -> bool:
+        """Whether the whole loss is the one operator of `GaussianVAELoss`."""
+        return not isinstance(self.loss, Likelihood) and self._closed_kl and self.penalty is None
+
+    @property
+    def loss_in_nats(self) -> bool:
+        """Whether the reconstruction term is counted in nats."""
+        return not isinstance(self.loss, Likelihood) or self.loss.nats
+
+    @property
+    def bounds_likelihood(self) -> bool:
+        """Whether reconstruction + kl is a bound on -log p(x), constants included.
+
+        It is where p(x|z) is a distribution of x and T the KL of a posterior that has a density.
+        """
+        proper = not isinstance(self.loss, Likelihood) or self.loss.density
+        return proper and self.latent_term == "kl"
+
+    def variances(self) -> list[nn.Parameter]:
+        """The variances that are learned as such: of the decoder, and of q(z|x)."""
+        return [*self.loss.parameters(), *self.family.parameters()]
+
+    def score(self, x: Tensor, z: Tensor) -> Scored:
+        """How well z explains x [B, *sample_shape], with the variance found in training.
+
+        For mle iso-d and diag-d that is one variance for all inputs; one that was fitted to the
+        scored x itself would give no likelihood. Computed in the dtype of x.
+
+        Raises:
+            ValueError: as `decoder_distribution`.
+        """
+        output, x_logvar = self._decoder_output(z)
+        output = output.to(x.dtype)
+        squares = (self._mean(output) - x).square().flatten(1).sum(1)
+        if isinstance(self.loss, Likelihood):
+            return Scored(self.loss.nll(output, x), squares, None)
+        x_logvar = self._known_logvar(x_logvar, x).to(x.dtype)
+        nll = functional.gaussian_nll(
+            output, x, x_logvar, activation=self.loss.activation, reduction="none"
+        )
+        return Scored(nll, squares, x_logvar)
 
     def draw_noise(
         self,
@@ -338,9 +512,19 @@ class VAE(Shareable):
         decoder's own where it predicts one, else `x_logvar`, the variance found in training.
 
         Raises:
-            ValueError: there is none yet (mle diag-i without x_shape, before the first batch).
+            ValueError: there is none yet (mle diag-i without x_shape, before the first batch), or
+                p(x|z) is no Gaussian.
         """
+        if isinstance(self.loss, Likelihood):
+            raise ValueError(
+                f"loss must be a GaussianVAELoss to have a variance, got {self.loss.name!r}; use "
+                "decode for the mean, or score"
+            )
         x_hat, x_logvar = self._decoder_output(z)
+        return x_hat, self._known_logvar(x_logvar, x_hat)
+
+    def _known_logvar(self, x_logvar: Tensor | None, like: Tensor) -> Tensor:
+        """log Sigma_x that broadcasts to x: the decoder's own, or the one found in training."""
         if x_logvar is None:
             x_logvar = self.x_logvar
             if x_logvar is None:
@@ -348,10 +532,10 @@ class VAE(Shareable):
                     "the loss must have seen a batch in training mode before its variance can be "
                     "used, got none; train a step, or give GaussianVAELoss an x_shape"
                 )
-            return x_hat, x_logvar
-        if x_logvar.shape == x_hat.shape[:1]:  # learned iso-d: one per sample
-            x_logvar = x_logvar.view(-1, *[1] * (x_hat.dim() - 1))
-        return x_hat, x_logvar.clamp(min=X_LOGVAR_MIN)  # as the loss bounds it
+            return x_logvar
+        if x_logvar.shape == like.shape[:1]:  # learned iso-d: one per sample
+            x_logvar = x_logvar.view(-1, *[1] * (like.dim() - 1))
+        return x_logvar.clamp(min=X_LOGVAR_MIN)  # as the loss bounds it
 
     def _decoder_output(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """x_hat before the loss's activation, and x_logvar where the decoder predicts it."""
@@ -363,10 +547,11 @@ class VAE(Shareable):
         """log Sigma_x as far as it is the same for every input, detached: [1] or x's shape.
 
         The learned or fixed variance, or the running estimate of mle (its mean over the inputs
-        for iso-d and diag-d); None for learned iso-d and diag-d, where it is a function of z.
+        for iso-d and diag-d); None for learned iso-d and diag-d, where it is a function of z, and
+        for decoders that are no Gaussian.
         """
         loss = self.loss
-        if _predicts_variance(loss.covariance, loss.estimate):
+        if isinstance(loss, Likelihood) or _predicts_variance(loss):
             return None
         if loss.estimate == "mle":
             if loss.running_variance is None:  # diag-i without x_shape, before the first batch
@@ -377,6 +562,43 @@ class VAE(Shareable):
         return loss.x_logvar.detach()
 
 
-def _predicts_variance(covariance: str, estimate: str) -> bool:
+def _predicts_variance(loss: GaussianVAELoss | Likelihood) -> TypeGuard[GaussianVAELoss]:
     """Whether the decoder has to return x_logvar: the variance differs from input to input."""
-    return estimate == "learned" and covariance in ("iso-d", "diag-d")
+    if isinstance(loss, Likelihood):
+        return False
+    return loss.estimate == "learned" and loss.covariance in ("iso-d", "diag-d")
+
+
+def _make_loss(
+    config: ModelConfig, sample_shape: tuple[int, ...], value_range: tuple[float, float] | None
+) -> GaussianVAELoss | Likelihood:
+    objective, system = config.objective, config.system
+    options: dict[str, Any] = {"beta": objective.beta, "logvar_clamp": objective.logvar_clamp}
+    activation: str | None = objective.activation
+    if activation == "auto":
+        activation = "sigmoid" if value_range == (0.0, 1.0) else None
+    elif activation == "none":
+        activation = None
+    if system.likelihood == "gaussian":
+        return GaussianVAELoss(
+            objective.covariance,
+            objective.estimate,
+            variance=objective.variance,
+            x_shape=sample_shape,
+            eps=objective.eps,
+            activation=activation,
+            **options,
+        )
+    kind = LIKELIHOODS[system.likelihood]
+    if kind is SquaredError:
+        options["activation"] = activation
+    elif objective.activation != "auto":
+        raise ValueError(
+            f"activation must be auto for the likelihood {system.likelihood}, which has its own, "
+            f"got {objective.activation}; leave it out"
+        )
+    if kind is LogisticMixture:
+        options |= {"components": system.mixture_components, "levels": system.levels}
+    loss = kind(**options)
+    loss.check_data(sample_shape, value_range)
+    return loss

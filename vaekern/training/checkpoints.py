@@ -48,7 +48,7 @@ class Checkpoints:
         """Whether all of the state may be written."""
         state = self.state
         moments = [value for each in self._moments().values() for value in each.values()]
-        return all_finite([*state.model.state_dict().values(), *moments, state.totals.sums])
+        return all_finite([*state.model.state_dict().values(), *moments, state.totals.finite()])
 
     def _moments(self) -> dict[int, dict[str, Tensor]]:
         optimizer = self.state.optimizer

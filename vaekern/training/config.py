@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vaekern.models.config import ModelConfig, NetworkConfig, ObjectiveConfig, setting
+from vaekern.models.config import (
+    ModelConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    SystemConfig,
+    setting,
+)
+from vaekern.models.flows import FLOWS
 from vaekern.training.presets import with_preset
 from vaekern.training.schedule_config import KLConfig, ScheduleConfig
 
@@ -93,6 +100,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -118,11 +126,33 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_seconds must be positive, got {self.run.checkpoint_seconds}"
             )
+        self._check_system()
 
     @property
     def model(self) -> ModelConfig:
         """The part that describes the model."""
-        return ModelConfig(objective=self.objective, network=self.network)
+        return ModelConfig(objective=self.objective, network=self.network, system=self.system)
+
+    def _check_system(self) -> None:
+        """Refuse parts of a system that cannot go together."""
+        term, posterior = self.system.latent_term, self.system.posterior
+        moving = [n for n in KL_SCHEDULES if getattr(self.kl, n) is not None]
+        if moving and term != "kl":
+            raise ValueError(
+                f"{moving[0]} must come with a KL, got latent_term {term}; leave one of them out"
+            )
+        per_dimension = [name for name in moving if name in ("free_bits", "capacity")]
+        if per_dimension and posterior in FLOWS:
+            raise ValueError(
+                f"{per_dimension[0]} needs the KL of each dimension, which a flow does not have, "
+                f"got posterior {posterior}; leave one of them out"
+            )
+        if term == "mmd" and self.stage1.batch_size < 2:
+            raise ValueError(
+                "stage1.batch_size must be at least 2 for latent_term mmd, which compares the "
+                f"samples of a batch, got {self.stage1.batch_size}"
+            )
+        _ = self.model  # which looks at the rest
 
     @property
     def run_directory(self) -> str:
@@ -173,6 +203,8 @@ class TrainConfig:
             raise ValueError(f"there is no setting {next(iter(left))!r}")
         return cls(**parts)
 
+
+KL_SCHEDULES = ("kl_warmup_epochs", "kl_warmup_steps", "free_bits", "capacity")
 
 # The groups that keep their name as a prefix (--stage1.epochs); all others are flat (--latent-dim).
 STAGES = ("stage1", "stage2")

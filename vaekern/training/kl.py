@@ -9,20 +9,31 @@ from torch import Tensor
 
 from vaekern import functional, joined
 from vaekern.functional import LossComponents
-from vaekern.models import VAE
+from vaekern.models import VAE, Posterior
 from vaekern.training.schedule_config import KLConfig
 
 Number = TypeVar("Number", float, Tensor)
 
 
-def kl_per_dimension(mu: Tensor, logvar: Tensor, process_group: object = False) -> Tensor:
+def kl_per_dimension(
+    mu: Tensor,
+    logvar: Tensor,
+    process_group: object = False,
+    *,
+    scale_tril: Tensor | None = None,
+) -> Tensor:
     r"""KL(N(mu_j, exp logvar_j) || N(0, 1)) of each latent dimension, averaged over the batch.
 
     .. math:: \frac1B \sum_b \tfrac12 (\mu_{bj}^2 + e^{l_{bj}} - 1 - l_{bj})
 
+    With a full covariance L L^T the parts of its KL that belong to the rows of L,
+
+    .. math:: \frac1B \sum_b \tfrac12 (\mu_{bj}^2 + \|L_{bj}\|^2 - 1) - \log L_{bjj}
+
     Args:
         mu, logvar: [B, d]; half precision is widened to float32.
         process_group: the processes whose batches are one; False = this one alone, None = all.
+        scale_tril: L [B, d, d] in the place of logvar.
 
     Returns:
         [d], in nats, with its graph. On several processes it is the joined batch's on each, and
@@ -36,7 +47,11 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor, process_group: object = False) 
     """
     if mu.dtype in (torch.float16, torch.bfloat16):
         mu, logvar = mu.float(), logvar.float()
-    kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+    if scale_tril is None:
+        kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+    else:
+        log_diagonal = scale_tril.diagonal(dim1=-2, dim2=-1).log()
+        kl = 0.5 * (mu.square() + scale_tril.square().sum(-1) - 1.0) - log_diagonal
     group = functional.world(process_group)
     if group is None:
         return kl.mean(0)
@@ -48,7 +63,12 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor, process_group: object = False) 
 
 
 def free_bits_kl(
-    mu: Tensor, logvar: Tensor, free_bits: float, process_group: object = False
+    mu: Tensor,
+    logvar: Tensor,
+    free_bits: float,
+    process_group: object = False,
+    *,
+    scale_tril: Tensor | None = None,
 ) -> Tensor:
     r"""The KL with a floor for each latent dimension, below which it is neither paid nor pushed.
 
@@ -57,7 +77,7 @@ def free_bits_kl(
     Args:
         mu, logvar: [B, d].
         free_bits: lambda, in nats for each dimension.
-        process_group: as `kl_per_dimension`.
+        process_group, scale_tril: as `kl_per_dimension`.
 
     Returns:
         A number in nats, with its graph.
@@ -70,11 +90,17 @@ def free_bits_kl(
     Source: Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow,
     equation 15, each dimension a group of its own.
     """
-    return kl_per_dimension(mu, logvar, process_group).clamp(min=free_bits).sum()
+    per_dimension = kl_per_dimension(mu, logvar, process_group, scale_tril=scale_tril)
+    return per_dimension.clamp(min=free_bits).sum()
 
 
 def capacity_kl(
-    mu: Tensor, logvar: Tensor, capacity: float, process_group: object = False
+    mu: Tensor,
+    logvar: Tensor,
+    capacity: float,
+    process_group: object = False,
+    *,
+    scale_tril: Tensor | None = None,
 ) -> Tensor:
     r"""The distance of the batch's KL from a target.
 
@@ -83,7 +109,7 @@ def capacity_kl(
     Args:
         mu, logvar: [B, d].
         capacity: C, in nats.
-        process_group: as `kl_per_dimension`.
+        process_group, scale_tril: as `kl_per_dimension`.
 
     Returns:
         A number in nats, with its graph.
@@ -94,7 +120,8 @@ def capacity_kl(
 
     Source: Burgess et al. 2018, Understanding disentangling in beta-VAE, equation 8.
     """
-    return (kl_per_dimension(mu, logvar, process_group).sum() - capacity).abs()
+    per_dimension = kl_per_dimension(mu, logvar, process_group, scale_tril=scale_tril)
+    return (per_dimension.sum() - capacity).abs()
 
 
 class KLTerm:
@@ -133,7 +160,7 @@ class KLTerm:
         return None if full is None else full if step >= self.rise else full * step / self.rise
 
     def components(
-        self, vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, step: int, noise: Tensor
+        self, vae: VAE, x: Tensor, q: Posterior, step: int, noise: Tensor
     ) -> LossComponents:
         """`VAE.components` with this step's KL term, and kl_per_dim left empty.
 
@@ -143,14 +170,14 @@ class KLTerm:
         capacity, free_bits = self.capacity(step), self.config.free_bits
         if capacity is None and free_bits is None:
             beta = None if step >= self.warmup else self.beta(step)
-            return vae.components(x, mu, logvar, beta=beta, noise=noise, per_dim=False)
-        found = vae.components(x, mu, logvar, beta=0.0, noise=noise, per_dim=False)
+            return vae.components(x, q, beta=beta, noise=noise, per_dim=False)
+        found = vae.components(x, q, beta=0.0, noise=noise, per_dim=False)
         group = vae.loss.process_group
         if capacity is not None:
-            kl = capacity_kl(mu, logvar, capacity, group)
+            kl = capacity_kl(q.mu, q.logvar, capacity, group, scale_tril=q.scale_tril)
         else:
             assert free_bits is not None
-            kl = free_bits_kl(mu, logvar, free_bits, group)
+            kl = free_bits_kl(q.mu, q.logvar, free_bits, group, scale_tril=q.scale_tril)
         return found._replace(loss=found.loss + self.beta(step) * kl)
 
     def watched(self, reconstruction: Number, kl: Number) -> Number:

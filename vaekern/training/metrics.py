@@ -16,6 +16,7 @@ from vaekern.functional import LossComponents
 from vaekern.training.processes import Processes
 
 FIELDS = ("loss", "reconstruction", "kl", "mse", "x_logvar")
+MISSING = ("x_logvar", "delta_kl")
 POLARIZATION = ("delta_kl", "active_units", "active_units_std")
 
 # Rolinek et al. look as often; an epoch that is shorter is looked at when it ends.
@@ -41,6 +42,14 @@ class Totals:
         rows = sums.view(-1, len(FIELDS)).to(self.sums.device)
         self.sums = rows[processes.rank] if len(rows) == processes.size else rows.mean(0)
         self.steps = steps
+
+    def finite(self) -> Tensor:
+        """The sums, of which no number may be infinite or NaN; a variance that is not there is 0.
+
+        A decoder without a variance says NaN. One that has become NaN shows in the loss as well.
+        """
+        last = self.sums[-1:]
+        return torch.cat([self.sums[:-1], torch.where(last.isnan(), 0.0, last)])
 
     def means(self) -> Tensor:
         """[len(FIELDS)], still on the device."""
@@ -97,7 +106,8 @@ class Polarization:
             return
         steps, values = zip(*self._untracked, strict=True)
         for step, value in zip(steps, torch.stack(values).tolist(), strict=True):
-            self.tracker.update(step, value)
+            if not math.isnan(value):  # the posterior has a KL
+                self.tracker.update(step, value)
         self._untracked = []
 
 
@@ -129,12 +139,16 @@ class Log:
     @staticmethod
     def _complete(record: dict[str, Any], row: list[float]) -> dict[str, Any]:
         named: dict[str, Any] = dict(zip(FIELDS + POLARIZATION, row, strict=True))
+        # What a system does not have is NaN: a decoder's variance, the KL of a fixed code.
+        named |= {name: None for name in MISSING if math.isnan(named[name])}
         counts = {name: int(named[name]) for name in POLARIZATION if name != "delta_kl"}
         return record | named | counts | {"sigma": sigma(named["x_logvar"])}
 
 
-def sigma(x_logvar: float) -> float:
+def sigma(x_logvar: float | None) -> float | None:
     """The decoder's standard deviation (a geometric mean, where there are several)."""
+    if x_logvar is None or math.isnan(x_logvar):
+        return None
     return math.exp(0.5 * min(x_logvar, 1400.0)) if math.isfinite(x_logvar) else math.nan
 
 

@@ -61,7 +61,7 @@ def write_page(run: str | Path) -> Path:
 def _page(
     directory: RunDirectory, about: dict[str, Any], config: TrainConfig, metrics: dict[str, Any]
 ) -> str:
-    data, objective = about["data"], config.objective
+    data = about["data"]
     shape = " x ".join(map(str, data["sample_shape"]))
     introduction = [
         f"{config.network.network}, {config.network.latent_dim} latent dimensions; "
@@ -73,7 +73,7 @@ def _page(
     }
     records = list(metrics.items())
     return html.page(
-        f"{data['name']}: {objective.covariance}, {objective.estimate}",
+        f"{data['name']}: {config.model.describe()}",
         introduction,
         [
             html.section("Numbers", html.number_table(score_rows(metrics), score_note(metrics))),
@@ -130,11 +130,17 @@ def _figures(folder: Path, metrics: Mapping[str, Any], vectors: bool) -> Iterato
         "Stage 2: z drawn by the second stage.",
         wide=vectors,
     )
+    units = metrics.get("active_units", metrics["active_units_std"])
+    in_nats = " in nats" if "reconstruction_nats_per_dim" in metrics else ""
+    sigma = (
+        f"the decoder's sigma, which ends at {metrics['sigma']:.4g} on the test set, and "
+        if "sigma" in metrics
+        else "and "
+    )
     yield Picture(
         folder / "training.png",
-        "Curves over the epochs of each stage: loss and its terms in nats per dimension, squared "
-        f"error, the decoder's sigma, which ends at {metrics['sigma']:.4g} on the test set, and "
-        f"active units, {metrics['active_units']} of {metrics['latent_dim']} at the end.",
+        f"Curves over the epochs of each stage: loss and its terms{in_nats} per dimension, squared "
+        f"error, {sigma}active units, {units} of {metrics['latent_dim']} at the end.",
         "Loss, decoder's standard deviation and active units over the training.",
         wide=True,
         fine=True,
@@ -149,7 +155,7 @@ def _figures(folder: Path, metrics: Mapping[str, Any], vectors: bool) -> Iterato
     yield Picture(
         folder / "encoder_variances.png",
         "Mean encoder variance of each latent dimension, sorted, on a logarithmic scale: "
-        f"{metrics['active_units']} of {metrics['latent_dim']} dimensions are active.",
+        f"{units} of {metrics['latent_dim']} dimensions are active.",
         "A dimension whose variance stays at the prior's, 1, carries nothing.",
     )
 

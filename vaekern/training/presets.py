@@ -43,6 +43,25 @@ _HEAD = (
 )
 _EPS = "1e-6 is added inside the logarithm, as in the paper; one draw of z for each input."
 
+_FLOW = (
+    "Dai & Wipf say neither which flow nor how long: --posterior planar or radial, and "
+    "--flow-steps 10, whose parameters are the encoder's, as in Rezende & Mohamed's algorithm 1. "
+    "The KL is estimated by its draws."
+)
+_GHOSH = "Ghosh et al. 2020, From Variational to Deterministic Autoencoders"
+_AUTOENCODER: dict[str, Any] = {
+    "likelihood": "squared-error",
+    "posterior": "deterministic",
+    "latent_term": "none",
+}
+_RAE = _AUTOENCODER | {"latent_term": "squared-norm", "beta": 4e-3}
+_RAE_NOTE = (
+    "The loss is |x_hat - x|^2 + beta |z|^2 / 2 + penalty, summed over a sample; their code takes "
+    "means over D pixels and d codes, so that its weight w is beta = 2 w D / d. Here w = 5e-4, "
+    "that of RAE on MNIST (1e-4 for the others; CelebA 1e-4, CIFAR-10 1e-2 and 1e-3), with D = 64 "
+    "and d = 16: change beta in proportion for other data."
+)
+
 #: Every preset; a new one is a new row.
 PRESETS: dict[str, Preset] = {
     "vae-fixed": Preset(
@@ -117,6 +136,111 @@ PRESETS: dict[str, Preset] = {
         "factor 1/2: a Gaussian decoder of variance 1/2. Beta is 4, their choice for dSprites; "
         "they use 1e-4 for Synth. Lin., 1e-3 for Synth. Non-Lin. and 1 for MNIST.",
     ),
+    "beta-vae-full": Preset(
+        _gaussian("iso-i", "fixed") | {"variance": 0.5, "beta": 4.0, "posterior": "full"},
+        f"{_ROLINEK}, section 5.1 and table 2 (beta-VAE_Sigma)",
+        "beta-VAE whose encoder has a full covariance",
+        "The paper does not say how the covariance is parametrised: here it is L L^T, the diagonal "
+        "of L as the diagonal encoder's standard deviation, the rest linear outputs beside it.",
+    ),
+    "vae-bernoulli": Preset(
+        {"likelihood": "bernoulli"},
+        f"{_DAI_WIPF}, table 1 (cross-entropy); {_TAKIDA}, table 4 (Bernoulli)",
+        "cross-entropy of pixels between 0 and 1",
+        "The pixels are not made binary, as in both papers, so the loss bounds no likelihood. "
+        "Samples are the decoder's means.",
+    ),
+    "vae-logistic-mixture": Preset(
+        {"likelihood": "logistic-mixture"},
+        f"{_TAKIDA}, table 4 (MoL); Salimans et al. 2017, PixelCNN++",
+        "a mixture of discretised logistic distributions for each pixel",
+        "The paper names neither the number of components nor the head: here 10, and a last layer "
+        "with all their numbers, as in PixelCNN++. Samples are the mixture's means. Grey levels of "
+        "the digits: 17 (--levels); of 8-bit images 256, the default.",
+    ),
+    "vae-planar-flow": Preset(
+        _gaussian("iso-i", "learned") | {"posterior": "planar"},
+        f"{_DAI_WIPF}, table 1 (VAE + Flow); Rezende & Mohamed 2015",
+        "learned variance, and an encoder augmented with a planar flow",
+        _FLOW,
+    ),
+    "vae-radial-flow": Preset(
+        _gaussian("iso-i", "learned") | {"posterior": "radial"},
+        f"{_DAI_WIPF}, table 1 (VAE + Flow); Rezende & Mohamed 2015",
+        "learned variance, and an encoder augmented with a radial flow",
+        _FLOW,
+    ),
+    "vae-isotropic": Preset(
+        _gaussian("iso-i", "fixed")
+        | {"variance": 0.1, "posterior": "isotropic", "posterior_variance": 1.0},
+        f"{_TAKIDA}, section 4.2 and table 1",
+        "one learned variance sigma_z^2 for all codes, sigma_x^2 fixed at 0.1",
+        "The paper takes sigma_x^2 = 10^0, 10^-0.1, ..., 10^-1 (--variance) and does not say where "
+        "sigma_z^2 starts: here at 1, the prior's, with the learning rate of other variances.",
+    ),
+    "vae-deterministic": Preset(
+        _gaussian("iso-i", "fixed")
+        | {"variance": 0.1, "posterior": "deterministic", "latent_term": "squared-norm"},
+        f"{_TAKIDA}, section 4.2 and table 1 (deterministic)",
+        "vae-isotropic with sigma_z^2 = 0: z is the encoder's mean",
+        "What is left of the KL is |z|^2 / 2.",
+    ),
+    "vae-isotropic-fixed": Preset(
+        _gaussian("iso-i", "mle") | {"posterior": "fixed", "posterior_variance": 0.1},
+        f"{_TAKIDA}, appendix E and table E.8",
+        "one fixed variance sigma_z^2 = 0.1 for all codes, mle-iso-i decoder",
+        "The paper takes sigma_z^2 = 10^1, 10^0.9, ..., 10^-1 (--posterior-variance).",
+    ),
+    "ae": Preset(
+        _AUTOENCODER,
+        f"{_TAKIDA}, table 4 (AE); {_GHOSH}",
+        "plain autoencoder: squared error, nothing else",
+        "No prior: samples are those of the second stage, or of a density fitted to the codes.",
+    ),
+    "rae": Preset(
+        _RAE,
+        f"{_GHOSH}, equation 5 and table 1 (RAE); {_TAKIDA}, table 4",
+        "autoencoder with a penalty on the squared norm of its codes",
+        _RAE_NOTE + " The decoder is not regularised, as in the rows named RAE.",
+    ),
+    "rae-l2": Preset(
+        _RAE | {"decoder_penalty": "l2", "penalty_weight": 6.4e-6},
+        f"{_GHOSH}, table 1 (RAE-L2)",
+        "RAE with weight decay of the decoder",
+        _RAE_NOTE + " All weight matrices and kernels of the decoder count; the released code "
+        "leaves out the dense layer. Its weight is 1e-7 times D (64 here; 1e-6 on CIFAR-10).",
+    ),
+    "rae-gp": Preset(
+        _RAE | {"decoder_penalty": "jacobian", "penalty_weight": 1e-3},
+        f"{_GHOSH}, equation 9 and table 1 (RAE-GP); {_TAKIDA}, section 4.1",
+        "RAE with the squared Frobenius norm of the decoder's Jacobian",
+        _RAE_NOTE
+        + " One random probe for each sample, whose expectation is the norm. No published "
+        "weight belongs to this form: the released code computes another (rae-gp-released).",
+    ),
+    "rae-gp-released": Preset(
+        _RAE | {"decoder_penalty": "vector-jacobian", "penalty_weight": 2e-7},
+        f"{_GHOSH}, table 1 (RAE-GP), as its released code computes it",
+        "RAE with the gradient of |x_hat|^2 in place of the Jacobian's norm",
+        _RAE_NOTE + " The weight is 5e-8 times D / d (D = 64, d = 16 here; 1e-7 on CelebA).",
+    ),
+    "rae-sn": Preset(
+        _RAE | {"beta": 0.072, "spectral_norm": True},
+        f"{_GHOSH}, table 1 (RAE-SN)",
+        "RAE whose decoder is spectrally normalised",
+        "Each weight of the decoder is divided by its largest singular value, the last layer's "
+        "too. Beta is 2 w D / d with w = 9e-3, their MNIST value (CelebA 2.4e-3, CIFAR-10 0.03).",
+    ),
+    "wae-mmd": Preset(
+        _AUTOENCODER | {"latent_term": "mmd", "beta": 16.0, "stage1": {"batch_size": 100}},
+        "Tolstikhin et al. 2018, Wasserstein Auto-Encoders; "
+        f"{_DAI_WIPF}, table 1; {_TAKIDA}, table 4",
+        "autoencoder whose codes are drawn to N(0, I) by their MMD",
+        "Deterministic encoder, without the input noise and the pretraining of their code. Its "
+        "loss is 0.05 |x_hat - x|^2 + lambda MMD^2, lambda 10 on MNIST, and 100 on CelebA with "
+        "pixels from -1 to 1: beta = 200, and 500 for pixels from 0 to 1. Here 16, MNIST's times "
+        "64 / 784. Neither of the other papers names the weight it used.",
+    ),
 }
 
 
@@ -162,3 +286,9 @@ def describe_presets() -> str:
         for text in (row.source, row.notes):
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
+
+
+def preset_table() -> str:
+    """The presets as the README lists them."""
+    rows = [f"| `{name}` | {row.summary} |" for name, row in PRESETS.items()]
+    return "\n".join(["| `--preset` | the system |", "|---|---|", *rows])

@@ -19,17 +19,20 @@ WIDE = 100
 class Standing(NamedTuple):
     """How a stage stands."""
 
-    loss: float  # nats per dimension
-    sigma: float
+    loss: float  # per dimension, in nats unless it is a squared error
+    sigma: float | None  # None for a decoder without one
     active_units: int | None  # None before they are first counted
+    in_nats: bool = True
 
     def __str__(self) -> str:
         return ", ".join(self.parts())
 
     def parts(self) -> list[str]:
         """The numbers with their names."""
+        spread = [] if self.sigma is None else [f"sigma {self.sigma:.3g}"]
         units = [] if self.active_units is None else [f"{self.active_units} active"]
-        return [f"loss {self.loss:.3f} nats/dim", f"sigma {self.sigma:.3g}", *units]
+        unit = "nats/dim" if self.in_nats else "per dim"
+        return [f"loss {self.loss:.3f} {unit}", *spread, *units]
 
 
 class Progress:

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from vaekern import diagnostics, functional
+from vaekern import diagnostics
 from vaekern.data import Dataset
 from vaekern.data.rows import at_most
 from vaekern.evaluation import figures
@@ -50,7 +50,7 @@ def report(model: TwoStageVAE, data: Dataset, config: TrainConfig, directory: Ru
         model, data, train, two_stages=two_stages, seed=config.run.seed, generator=generator
     )
     tracker = polarized_regime(directory)
-    if tracker.step:
+    if tracker.step and "delta_kl" in metrics:
         metrics["polarized_training_percent"] = 100 * tracker.share
     write_atomically(directory.metrics, json.dumps(metrics, indent=2) + "\n")
     _draw(model, data, train, two_stages, directory, generator)
@@ -85,12 +85,16 @@ def _draw(
         figures.sample_grid(samples.cpu(), path, titles[stage], data=behind)
     records = [json.loads(line) for line in directory.log.read_text().splitlines()]
     figures.training_curves(records, folder / "training.png")
-    spectrum = diagnostics.encoder_variance_spectrum(train.logvar)
-    figures.encoder_variance_figure(spectrum, folder / "encoder_variances.png")
+    family = model.stage1.family
+    if family.stochastic and family.closed_form:
+        spectrum = diagnostics.encoder_variance_spectrum(
+            train.diagonal, scale_tril=train.scale_tril
+        )
+        figures.encoder_variance_figure(spectrum, folder / "encoder_variances.png")
     z = train.sample(generator=generator)
     latents = {"q(z), stage 1": z}
     if two_stages:
-        u = functional.reparameterize(*model.stage2.encode(z), generator=generator)
+        u = model.stage2.posterior(z).sample(generator=generator)
         latents["q(u), stage 2"] = u
     latent_spectrum_figure(
         {

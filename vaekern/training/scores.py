@@ -14,6 +14,7 @@ from vaekern.data.rows import in_memory
 from vaekern.evaluation.features import fit_feature_classifier
 from vaekern.evaluation.frechet import frechet_distance
 from vaekern.models import VAE, Posterior, TwoStageVAE
+from vaekern.models.likelihoods import Likelihood
 from vaekern.models.vae import CHUNK
 
 # The maximum mean discrepancy compares all pairs, the Frechet distance needs many samples.
@@ -42,51 +43,63 @@ def compute_scores(
         generator: of all noise, on the model's device.
 
     Returns:
-        Names and values as metrics.json holds them. The likelihood is the negative ELBO of the test
-        set in nats per dimension, with the variance found in training and one z per input. For mle
-        iso-d and diag-d that is one number too: a variance that was fitted to the scored input
-        itself would be no likelihood.
+        Names and values as metrics.json holds them; what a system does not have is left out. The
+        likelihood is the negative ELBO of the test set in nats per dimension, with the variance
+        found in training and one z per input. For mle iso-d and diag-d that is one number too: a
+        variance that was fitted to the scored input itself would be no likelihood.
     """
-    scores: dict[str, Any] = _likelihood(model.stage1, data.test, generator)
-    regime = diagnostics.polarized_regime(train.mu, train.logvar)
-    scores |= {
+    vae = model.stage1
+    scores: dict[str, Any] = _likelihood(vae, data.test, generator)
+    scores["latent_dim"] = vae.latent_dim
+    scores["active_units_std"] = diagnostics.active_units(train.center, definition="std").active
+    if vae.family.stochastic and vae.family.closed_form:
         # The definition that the picture of the encoder's variances shows.
-        "active_units": diagnostics.encoder_variance_spectrum(train.logvar).active,
-        "active_units_std": regime.active,
-        "delta_kl": float(regime.delta_kl),
-        "latent_dim": model.stage1.latent_dim,
-    }
+        spectrum = diagnostics.encoder_variance_spectrum(
+            train.diagonal, scale_tril=train.scale_tril
+        )
+        scores["active_units"] = spectrum.active
+        if train.scale_tril is None:
+            regime = diagnostics.polarized_regime(train.mu, train.logvar)
+            scores["delta_kl"] = float(regime.delta_kl)
     scores |= _discrepancies(model, train, two_stages, generator)
     return scores | _frechet_distances(model, data, two_stages, seed, generator)
 
 
-def _likelihood(vae: VAE, x: Samples, generator: torch.Generator) -> dict[str, float]:
-    """The negative ELBO of the test set with the variance fitted in training, one z per input."""
-    dimensions = math.prod(x.shape[1:])
+def _likelihood(vae: VAE, x: Samples, generator: torch.Generator) -> dict[str, Any]:
+    """The negative ELBO of the test set with the variance fitted in training, one z per input.
+
+    Of a decoder that is no distribution of x, what stands in the place of its likelihood.
+    """
     nll = kl = mse = log_sigma = 0.0
     device = generator.device
     for batch in x.split(CHUNK):
         batch = batch.to(device)
-        mu, logvar = vae.encode(batch)
-        z = functional.reparameterize(mu, logvar, generator=generator)
-        x_hat, x_logvar = vae.decoder_distribution(z)
-        activation = vae.loss.activation
-        nll += float(
-            functional.gaussian_nll(x_hat, batch, x_logvar, activation=activation, reduction="sum")
-        )
-        kl += float(functional.gaussian_kl(mu, logvar, reduction="sum"))
-        mean = functional.gaussian_nll(x_hat, batch, 0.0, activation=activation, reduction="sum")
-        mse += 2 * float(mean) - batch.numel() * math.log(2 * math.pi)
-        log_sigma += 0.5 * float(x_logvar.mean()) * len(batch)
-    return {
-        "nll_nats_per_dim": (nll + kl) / x.numel(),
-        "reconstruction_nats_per_dim": nll / x.numel(),
-        "kl_nats_per_dim": kl / x.numel(),
-        "kl_nats": kl / len(x),
-        "sigma": math.exp(log_sigma / len(x)),
-        "mse": mse / x.numel(),
-        "dimensions": dimensions,
-    }
+        q = vae.posterior(batch)
+        if not vae.family.closed_form:
+            z, ratio = q.sample_and_ratio(generator=generator)
+            kl += float(ratio.double().sum())
+        else:
+            z = q.sample(generator=generator)
+            if q.scale_tril is not None:
+                kl += float(functional.full_gaussian_kl(q.mu, q.scale_tril, reduction="sum"))
+            elif vae.family.stochastic:
+                kl += float(functional.gaussian_kl(q.mu, q.logvar, reduction="sum"))
+        found = vae.score(batch, z)
+        nll += float(found.nll.double().sum())
+        mse += float(found.squared_error.double().sum())
+        if found.x_logvar is not None:
+            log_sigma += 0.5 * float(found.x_logvar.mean()) * len(batch)
+    scores: dict[str, Any] = {"mse": mse / x.numel(), "dimensions": math.prod(x.shape[1:])}
+    if not isinstance(vae.loss, Likelihood):
+        scores["sigma"] = math.exp(log_sigma / len(x))
+    if vae.loss_in_nats:
+        scores["reconstruction_nats_per_dim"] = nll / x.numel()
+    if vae.latent_term == "kl":
+        scores |= {"kl_nats_per_dim": kl / x.numel(), "kl_nats": kl / len(x)}
+        if vae.loss_in_nats:
+            scores["nll_nats_per_dim"] = (nll + kl) / x.numel()
+            scores["nll_name"] = "NLL bound" if vae.bounds_likelihood else "cross-entropy + KL"
+    return scores
 
 
 def _discrepancies(
@@ -98,7 +111,7 @@ def _discrepancies(
     z = z[rows]
     values = {"mmd_stage1": float(_mmd(z, generator))}
     if two_stages:
-        u = functional.reparameterize(*model.stage2.encode(z), generator=generator)
+        u = model.stage2.posterior(z).sample(generator=generator)
         values["mmd_stage2"] = float(_mmd(u, generator))
     return values
 

@@ -114,32 +114,40 @@ class Latents:
         self.processes = processes or Processes()
         self.device = self.rows_on = posterior.mu.device
         self.dimensions = posterior.mu.shape[1]
-        self._both = _mu_and_sigma(posterior)
+        self._kind, self._packed = _packed(posterior)
 
     def __len__(self) -> int:
-        return len(self._both)
+        return len(self._packed)
 
     def batch(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """[B, d]; on several processes this one's share of the rows."""
         mine = self.processes.share(len(rows))
-        both = self._fetch(rows[mine])
-        mu, sigma = both[:, : self.dimensions], both[:, self.dimensions :]
+        found = self._fetch(rows[mine])
         # Everybody draws the noise of the whole batch: it does not depend on who shares it.
         shape = (len(rows), self.dimensions)
         noise = torch.randn(shape, generator=generator, device=self.device)
-        return torch.addcmul(mu, sigma, noise[mine])
+        if self._kind is None:
+            mu, sigma = found[:, : self.dimensions], found[:, self.dimensions :]
+            return torch.addcmul(mu, sigma, noise[mine])
+        return self._kind.unpack(found).sample(noise=noise[mine])
 
     def _fetch(self, rows: Tensor) -> Tensor:
-        return self._both.index_select(0, rows.to(self.device))
+        return self._packed.index_select(0, rows.to(self.device))
 
     def batches(self, rows: Iterable[Tensor], generator: torch.Generator) -> Iterator[Tensor]:
         """`batch` for one set of rows after the other, its noise drawn when it is asked for."""
         return (self.batch(each, generator) for each in rows)
 
 
-def _mu_and_sigma(posterior: Posterior) -> Tensor:
-    """[N, 2 d]: one look-up for a batch in place of two, and the exponentials taken once."""
-    return torch.cat([posterior.mu, torch.exp(0.5 * posterior.logvar)], dim=1)
+def _packed(posterior: Posterior) -> tuple[Posterior | None, Tensor]:
+    """(None, mu and sigma side by side [N, 2 d]); or, of a posterior that has more than these, (one
+    row, which says how to read them, all of its numbers).
+
+    One look-up for a batch in place of several, and the exponentials taken once.
+    """
+    if posterior.scale_tril is None and posterior.flow is None:
+        return None, torch.cat([posterior.mu, torch.exp(0.5 * posterior.logvar)], dim=1)
+    return posterior.take(slice(1)), posterior.pack()
 
 
 class LatentsOnDisk(Latents):
@@ -161,14 +169,15 @@ class LatentsOnDisk(Latents):
         file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
         pieces = torch.arange(len(images)).split(CHUNK)
         for rows, x in zip(pieces, images.batches(pieces, torch.Generator()), strict=True):
-            found = self.processes.rows(_mu_and_sigma(model.posterior(x)), len(rows))
-            file.write(found.float().cpu().numpy().tobytes())
+            self._kind, packed = _packed(model.posterior(x).to(torch.float32))
+            found = self.processes.rows(packed, len(rows))
+            file.write(found.cpu().numpy().tobytes())
         file.flush()
         self._rows = FileRows(
             file,
             0,
             np.dtype("f4"),
-            (len(images), 2 * self.dimensions),
+            (len(images), found.shape[1]),
             lambda stored, _: torch.from_numpy(stored),
         )
 
@@ -185,4 +194,4 @@ def latents(model: TwoStageVAE, images: Images, directory: Path) -> Latents:
         return LatentsOnDisk(model, images, directory)
     processes, count = images.processes, len(images)
     part = model.posterior(images.x[processes.share(count)])
-    return Latents(Posterior(*(processes.rows(each, count) for each in part)), processes)
+    return Latents(part.map(lambda each: processes.rows(each, count)), processes)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vaekern.functional import LossComponents
 from vaekern.models import VAE
+from vaekern.models.likelihoods import Likelihood
 from vaekern.training.adam import Adam
 from vaekern.training.captured import Captured, Compiled, Mode, choose, is_compilers, warn_eager
 from vaekern.training.config import StageConfig
@@ -22,10 +23,10 @@ from vaekern.training.processes import Processes
 
 
 def make_optimizer(vae: VAE, stage: StageConfig) -> Adam:
-    """Adam over a VAE; the loss's own parameters (a learned variance) get `variance_lr`."""
-    variance = list(vae.loss.parameters())
-    of_loss = {id(parameter) for parameter in variance}
-    networks = [parameter for parameter in vae.parameters() if id(parameter) not in of_loss]
+    """Adam over a VAE; learned variances, of decoder and posterior, get `variance_lr`."""
+    variance = vae.variances()
+    apart = {id(parameter) for parameter in variance}
+    networks = [parameter for parameter in vae.parameters() if id(parameter) not in apart]
     groups: list[dict[str, Any]] = [{"params": networks, "lr": stage.lr}]
     if variance:
         groups.append({"params": variance, "lr": stage.variance_lr})
@@ -55,8 +56,8 @@ class BatchLoss(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, step: int) -> Stepped:
         """x [B, ...] and normal numbers for z, after `step` finished steps of this stage."""
-        mu, logvar = (each.float() for each in self.vae.encode(x))
-        return Stepped(self.kl.components(self.vae, x, mu, logvar, step, noise), mu, logvar)
+        q = self.vae.posterior(x).to(torch.float32)
+        return Stepped(self.kl.components(self.vae, x, q, step, noise), q.mu, q.logvar)
 
 
 class Step:
@@ -109,6 +110,8 @@ class Step:
             return "steps of several processes are not recorded"
         if self.controls.scaler is not None:
             return "float16 decides on the host whether a step counts"
+        if not self.vae.fused:
+            return "the loss of this system is put together from parts"
         if self.controls.average is not None:
             return "the averaging of weights counts its steps on the host"
         return None
@@ -154,7 +157,8 @@ class Step:
     def _weighed(self, found: Stepped, share: int, batch: int) -> Stepped:
         """A variance of each sample's own as a number whose mean over the processes is the batch's;
         the other components are that already."""
-        if not self.vae.loss.covariance.endswith("-d") or self.vae.loss.estimate == "fixed":
+        loss = self.vae.loss
+        if isinstance(loss, Likelihood) or loss.estimate == "fixed" or loss.covariance[-1] != "d":
             return found
         x_logvar = found.components.x_logvar.mean() * (share * self.processes.size / batch)
         return found._replace(components=found.components._replace(x_logvar=x_logvar))

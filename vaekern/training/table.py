@@ -22,17 +22,20 @@ class Row(NamedTuple):
 
 def score_rows(metrics: Mapping[str, Any]) -> list[Row]:
     """The rows of the table that ends a run, from the values in metrics.json."""
-    rows = [
-        _row("NLL bound, test", metrics["nll_nats_per_dim"], "nats/dim"),
-        _row("of it KL", metrics["kl_nats_per_dim"], "nats/dim", part=True),
-        _row("sigma", metrics["sigma"]),
-        _row("MSE, test", metrics["mse"], "per dim"),
-        Row(
-            "active units",
-            f"{metrics['active_units']} of {metrics['latent_dim']}",
-            value=metrics["active_units"],
-        ),
-    ]
+    rows: list[Row] = []
+    if "nll_nats_per_dim" in metrics:
+        name = metrics.get("nll_name", "NLL bound")
+        rows.append(_row(f"{name}, test", metrics["nll_nats_per_dim"], "nats/dim"))
+        rows.append(_row("of it KL", metrics["kl_nats_per_dim"], "nats/dim", part=True))
+    elif "kl_nats" in metrics:
+        rows.append(_row("KL, test", metrics["kl_nats"], "nats"))
+    if "sigma" in metrics:
+        rows.append(_row("sigma", metrics["sigma"]))
+    rows.append(_row("MSE, test", metrics["mse"], "per dim"))
+    units = "active_units" if "active_units" in metrics else "active_units_std"
+    rows.append(
+        Row("active units", f"{metrics[units]} of {metrics['latent_dim']}", value=metrics[units])
+    )
     if "polarized_training_percent" in metrics:
         percent = metrics["polarized_training_percent"]
         share = f"below 3% in the last {percent:.1f}% of training" if percent else "polarized: < 3%"
@@ -68,11 +71,10 @@ def score_note(metrics: Mapping[str, Any]) -> str:
 
 def make_table(metrics: Mapping[str, Any], config: TrainConfig, data: Dataset) -> str:
     """The short table that ends a run."""
-    objective = config.objective
     rows = [(f"{'  ' * row.part}{row.name}", row.text, row.unit) for row in score_rows(metrics)]
     width = max(len(name) for name, _, _ in rows)
     lines = [
-        f"{data.name}: {objective.covariance}, {objective.estimate}, {config.network.network}, "
+        f"{data.name}: {config.model.describe()}, {config.network.network}, "
         f"{config.network.latent_dim} latent dimensions"
     ]
     lines += [f"  {name:<{width}}  {text:>9}  {unit}".rstrip() for name, text, unit in rows]

@@ -253,6 +253,8 @@ class Trainer:
             "dims": dimensions,
             **controls.kl.record(position.step - 1),
         }
+        if not state.vae.loss_in_nats:
+            record["unit"] = "squared error"
         means = self.processes.mean(state.totals.means())
         reconstruction, kl = (means[FIELDS.index(name)] for name in ("reconstruction", "kl"))
         loss = controls.kl.watched(reconstruction, kl)
@@ -314,6 +316,7 @@ class Trainer:
             found["loss"] / dimensions,
             sigma(found["x_logvar"]),
             int(found["active_units"]) if counted else None,
+            self.state.vae.loss_in_nats,
         )
 
     def _flush(self) -> None:
@@ -325,7 +328,7 @@ class Trainer:
             self._diverged(f"in epoch {epoch}, step {step}")
         self.state.polarization.track()
         records = self.log.take()
-        worst = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"]]).all()]
+        worst = [r for r in records if not np.isfinite([r["loss"], r["x_logvar"] or 0.0]).all()]
         if worst:
             self._diverged(f"in epoch {worst[0]['epoch']}, before step {worst[0]['step'] + 1}")
         if records:

@@ -1,6 +1,7 @@
 """Encoders and decoders, by name.
 
-An encoder maps x [B, *sample_shape] to (mu, logvar), both [B, d], with logvar = log sigma^2. A
+An encoder maps x [B, *sample_shape] to (mu, logvar), both [B, d], with logvar = log sigma^2, and to
+a third tensor [B, k] where the posterior (`vaekern.models.posterior`) needs more than these. A
 decoder maps z [B, d] to x_hat [B, *sample_shape], or to (x_hat, x_logvar) where it also predicts
 its own log-variance. `NETWORKS` is the one table; a new network is a new row:
 name -> builder(sample_shape, latent_dim, **options) -> (encoder, decoder).
@@ -17,8 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from vaekern.models.networks.heads import DecoderOptions
+from vaekern.models.networks.heads import DecoderOptions, Encoder
 from vaekern.models.networks.infogan import infogan
 from vaekern.models.networks.mlp import mlp
 from vaekern.models.networks.resnet import resnet
@@ -60,9 +62,26 @@ NETWORKS: dict[str, Builder] = {
 
 
 def build(
-    name: str, sample_shape: Sequence[int], latent_dim: int, **options: Any
+    name: str,
+    sample_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    extra_outputs: int = 0,
+    decoder_shape: Sequence[int] | None = None,
+    spectral_norm: bool = False,
+    **options: Any,
 ) -> tuple[nn.Module, nn.Module]:
     """Build the encoder and decoder that `NETWORKS` lists under `name`.
+
+    Args:
+        name: a row.
+        sample_shape: of x.
+        latent_dim: d.
+        extra_outputs: k, numbers that the encoder returns beside mu and logvar.
+        decoder_shape: what the decoder returns for one sample, where that is not sample_shape.
+        spectral_norm: divide each linear and convolutional weight of the decoder by its largest
+            singular value (`torch.nn.utils.parametrizations.spectral_norm`).
+        **options: the network's own.
 
     Raises:
         ValueError: an unknown name, an option that this network does not have, or a value outside
@@ -84,7 +103,17 @@ def build(
             raise ValueError(
                 f"network {name!r} has no option {option!r}; its options are {', '.join(known)}"
             )
-    return builder(sample_shape, latent_dim, **options)
+    encoder, decoder = builder(sample_shape, latent_dim, **options)
+    if decoder_shape is not None and tuple(decoder_shape) != tuple(sample_shape):
+        _, decoder = builder(tuple(decoder_shape), latent_dim, **options)
+    if extra_outputs:
+        assert isinstance(encoder, Encoder)
+        encoder.add_extra(extra_outputs)
+    if spectral_norm:
+        for layer in list(decoder.modules()):
+            if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                parametrizations.spectral_norm(layer)
+    return encoder, decoder
 
 
 __all__ = [

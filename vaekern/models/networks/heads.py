@@ -38,7 +38,7 @@ class DecoderOptions(TypedDict, total=False):
 
 
 class Encoder(nn.Module):
-    """x [B, *sample_shape] -> (mu [B, d], logvar [B, d]).
+    """x [B, *sample_shape] -> (mu [B, d], logvar [B, d]), or (mu, logvar, extra [B, k]).
 
     Args:
         body: x to features [B, units].
@@ -51,10 +51,19 @@ class Encoder(nn.Module):
         self.body = body
         self.head = head
         self.spread = spread
+        self.extra: nn.Linear | None = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, raw = self.head(self.body(x)).chunk(2, dim=1)
-        return mu, self.spread(raw)
+    def add_extra(self, outputs: int) -> None:
+        """Return so many more numbers, linear in the features: what some posteriors need."""
+        assert isinstance(self.head, nn.Linear)
+        self.extra = nn.Linear(self.head.in_features, outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = self.body(x)
+        mu, raw = self.head(features).chunk(2, dim=1)
+        if self.extra is None:
+            return mu, self.spread(raw)
+        return mu, self.spread(raw), self.extra(features)
 
 
 class Decoder(nn.Module):

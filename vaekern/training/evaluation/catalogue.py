@@ -42,6 +42,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "± {negative_elbo_standard_error:.2f}; {negative_elbo_per_dim:.4f} per dim",
             ),
         ),
+        needs=(
+            needs.stochastic,
+            needs.likelihood,
+        ),
     ),
     Diagnostic(
         "reconstruction_losses",
@@ -60,6 +64,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "linearized decoder: {linearized_per_dim:.5f}",
             ),
         ),
+        needs=(needs.diagonal,),
     ),
     Diagnostic(
         "frechet_distances",
@@ -128,6 +133,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "converged: 1",
             ),
         ),
+        needs=(
+            needs.stochastic,
+            needs.gaussian,
+        ),
     ),
     Diagnostic(
         "encoder_variance_histogram",
@@ -145,6 +154,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
             ),
         ),
         figures={"encoder_variance_histogram.png": latents.draw_variance_histogram},
+        needs=(
+            needs.stochastic,
+            needs.gaussian,
+        ),
     ),
     Diagnostic(
         "polarized_regime",
@@ -156,6 +169,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         lines=(
             Line("KL(q(z|x) || p(z))", "{kl:.2f}", "nats"),
             Line("Delta_KL", "{delta_kl:.1%}", "", "polarized: below 3%"),
+        ),
+        needs=(
+            needs.stochastic,
+            needs.diagonal,
         ),
     ),
     Diagnostic(
@@ -178,6 +195,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "nats",
                 "no bound; as in their tables",
             ),
+        ),
+        needs=(
+            needs.stochastic,
+            needs.diagonal,
         ),
     ),
     Diagnostic(
@@ -285,6 +306,10 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
             Line("decoded variance, unused", "{passive:.2g}", "per dim", "converged: 0"),
         ),
         figures={"directional_variance.png": orthogonality.draw_directions},
+        needs=(
+            needs.stochastic,
+            needs.gaussian,
+        ),
     ),
     Diagnostic(
         "expected_local_smoothness",
@@ -360,5 +385,9 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         "train",
         ENCODED,
         figures={"latent_traversals.png": disentanglement.draw_traversals},
+        needs=(
+            needs.stochastic,
+            needs.diagonal,
+        ),
     ),
 )

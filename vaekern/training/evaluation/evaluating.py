@@ -278,12 +278,12 @@ def _best_epoch(directory: RunDirectory) -> int:
 def _head(
     config: TrainConfig, data: Dataset, two_stages: bool, best_epoch: int | None
 ) -> list[str]:
-    objective, network = config.objective, config.network
+    network = config.network
     second = "both stages" if two_stages else "stage 1 (stage 2 is not trained)"
     if best_epoch is not None:
         second = f"stage 1 after its best epoch, {best_epoch}"
     return [
-        f"{data.name}: {objective.covariance}, {objective.estimate}, {network.network}, "
+        f"{data.name}: {config.model.describe()}, {network.network}, "
         f"{network.latent_dim} latent dimensions, {second}",
         f"({len(data.test)} test and {len(data.train)} train samples; "
         "beside each value how many it looks at; ± is a standard error)",

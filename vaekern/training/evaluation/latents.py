@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vaekern import diagnostics, evaluation
+from vaekern.diagnostics.latents import Definition
 from vaekern.training.evaluation.row import Found
 from vaekern.training.evaluation.subject import Subject
 
@@ -18,10 +19,14 @@ NAMES = {"z": "q(z), stage 1", "u": "q(u), stage 2"}
 
 def active_units(subject: Subject, n: int) -> Found:
     """The dimensions in use, by each definition."""
-    part = subject.part("train", n)
+    part, family = subject.part("train", n), subject.vae.family
+    definitions: tuple[Definition, ...] = ("std", "variance")
+    logvar = None
+    if family.stochastic and family.closed_form:
+        definitions, logvar = ("posterior", *definitions), part.logvar
     units = {
-        definition: diagnostics.active_units(part.mu, part.logvar, definition=definition)
-        for definition in ("posterior", "std", "variance")
+        definition: diagnostics.active_units(part.mu, logvar, definition=definition)
+        for definition in definitions
     }
     values: dict[str, Any] = {name: found.active for name, found in units.items()}
     values |= {f"{name}_mask": found.mask.tolist() for name, found in units.items()}
@@ -47,7 +52,8 @@ def polarized_regime(subject: Subject, n: int) -> Found:
 
 def encoder_variance_spectrum(subject: Subject, n: int) -> Found:
     """Mean encoder variances of used and unused dimensions."""
-    spectrum = diagnostics.encoder_variance_spectrum(subject.part("train", n).logvar)
+    q = subject.part("train", n).q
+    spectrum = diagnostics.encoder_variance_spectrum(q.diagonal, scale_tril=q.scale_tril)
     values: dict[str, Any] = {
         "active": spectrum.active,
         "passive": spectrum.passive,
@@ -64,7 +70,8 @@ def encoder_variance_spectrum(subject: Subject, n: int) -> Found:
 
 def encoder_variance_histogram(subject: Subject, n: int) -> Found:
     """The dimension of the manifold on which the data lie."""
-    histogram = diagnostics.encoder_variance_histogram(subject.part("train", n).logvar)
+    q = subject.part("train", n).q
+    histogram = diagnostics.encoder_variance_histogram(q.diagonal, scale_tril=q.scale_tril)
     values = {
         "manifold_dimension": histogram.manifold_dimension,
         "counts": histogram.counts.tolist(),

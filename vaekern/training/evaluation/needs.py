@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
+from vaekern.models.likelihoods import Likelihood
+from vaekern.models.posterior import Full
 from vaekern.training.evaluation.subject import Subject
 
 
@@ -19,6 +21,31 @@ def factors(subject: Subject) -> str | None:
     if subject.data.test_factors is not None:
         return None
     return f"the factors of variation of {subject.data.name} are not known"
+
+
+def stochastic(subject: Subject) -> str | None:
+    """z has a variance given x."""
+    return None if subject.vae.family.stochastic else "the encoder is deterministic"
+
+
+def gaussian(subject: Subject) -> str | None:
+    """q(z|x) is a Gaussian, or a point."""
+    return None if subject.vae.family.closed_form else "q(z|x) is a flow's, and no Gaussian"
+
+
+def diagonal(subject: Subject) -> str | None:
+    """q(z|x) is a Gaussian with a diagonal covariance, or a point."""
+    if isinstance(subject.vae.family, Full):
+        return "q(z|x) has a full covariance"
+    return gaussian(subject)
+
+
+def likelihood(subject: Subject) -> str | None:
+    """p(x|z) is a distribution of x."""
+    loss = subject.vae.loss
+    if isinstance(loss, Likelihood) and not loss.density:
+        return f"the decoder's {loss.name} is no likelihood"
+    return None
 
 
 def active_dimension(subject: Subject) -> str | None:

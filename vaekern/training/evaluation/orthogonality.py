@@ -101,7 +101,9 @@ def column_norm_product(subject: Subject, n: int) -> Found:
 def directional_variance(subject: Subject, n: int) -> Found:
     """How much the decoded sample varies along used and unused directions."""
     part = subject.part("test", n)
-    result = diagnostics.directional_variance(subject.vae, part.mu, part.logvar)
+    result = diagnostics.directional_variance(
+        subject.vae, part.mu, part.q.diagonal, scale_tril=part.q.scale_tril
+    )
     used = result.eigenvalue < NEAR_ZERO
     values: dict[str, Any] = {"variance": result.variance.mean(0).tolist()}
     if bool(used.any()):
@@ -114,8 +116,8 @@ def directional_variance(subject: Subject, n: int) -> Found:
 def draw_directions(subject: Subject, found: Found, path: Path) -> None:
     result = found.detail
     if subject.data.kind == "image":
-        part = subject.part("test", found.n)
+        q = subject.part("test", found.n).q.take(slice(1))
         result = diagnostics.directional_variance(
-            subject.vae, part.mu[:1], part.logvar[:1], return_images=True
+            subject.vae, q.mu, q.diagonal, scale_tril=q.scale_tril, return_images=True
         )
     evaluation.directional_variance_figure(result, path)

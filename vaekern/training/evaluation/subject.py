@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vaekern import diagnostics, functional
+from vaekern import diagnostics
 from vaekern.data import Dataset
 from vaekern.evaluation import (
     Extractor,
@@ -20,7 +20,7 @@ from vaekern.evaluation import (
     generation_features,
 )
 from vaekern.evaluation.generation import IMAGES, SOURCES
-from vaekern.models import VAE, TwoStageVAE
+from vaekern.models import VAE, Posterior, TwoStageVAE
 from vaekern.training.seeds import derived_seed
 
 Split = Literal["test", "train"]
@@ -33,7 +33,8 @@ class Part(NamedTuple):
     """Samples and their codes."""
 
     x: Tensor  # [n, *sample_shape], on the CPU
-    mu: Tensor  # [n, d], on the model's device
+    q: Posterior  # of all n, on the model's device
+    mu: Tensor  # [n, d], the code that stands for each
     logvar: Tensor  # [n, d]
     labels: Tensor | None  # [n]
     factors: Tensor | None  # [n, F]
@@ -103,7 +104,8 @@ class Subject:
             posterior = self.model.posterior(x[rows])
             self._parts[split, n] = Part(
                 x[rows],
-                posterior.mu,
+                posterior,
+                posterior.center,
                 posterior.logvar,
                 None if labels is None else labels[rows],
                 None if factors is None else factors[rows],
@@ -163,11 +165,9 @@ class Subject:
 
     def aggregate_posterior(self, n: int) -> dict[str, Tensor]:
         """Samples of q(z), and of q(u) where stage 2 was trained, each [n, d] by its name."""
-        part = self.part("train", n)
-        z = functional.reparameterize(part.mu, part.logvar, generator=self.generator)
-        samples = {"z": z}
-        if self.two_stages:
-            with torch.no_grad():
-                mu, logvar = self.model.stage2.encode(z)
-            samples["u"] = functional.reparameterize(mu, logvar, generator=self.generator)
+        with torch.no_grad():
+            z = self.part("train", n).q.sample(generator=self.generator)
+            samples = {"z": z}
+            if self.two_stages:
+                samples["u"] = self.model.stage2.posterior(z).sample(generator=self.generator)
         return samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vaekern.experiments import dai_wipf, digits, manifolds, takida
+from vaekern.experiments import dai_wipf, digits, manifolds, rolinek, takida
 from vaekern.experiments.experiment import Experiment
 
 #: By the name that `vaekern reproduce` takes.
@@ -10,6 +10,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     **digits.EXPERIMENTS,
     **dai_wipf.EXPERIMENTS,
     **takida.EXPERIMENTS,
+    **rolinek.EXPERIMENTS,
     **manifolds.EXPERIMENTS,
 }
 

@@ -48,10 +48,6 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     return torch.device(name)
 
 
-CONTINUE = "free memory by ending other programs, and continue with --resume"
-LARGE = "free memory by ending other programs, or choose a smaller --image-size or network"
-
-
 def describe_device(device: torch.device) -> str:
     """Its name, and which kernels run there."""
     if device.type != "cuda":

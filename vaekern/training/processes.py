@@ -29,6 +29,11 @@ SIGNS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connectio
 
 _joined = itertools.count()
 
+# The last process group that was ended here. DDP's reducer must not be the last to hold one: it
+# would wait, with the interpreter locked, for a thread of gloo's that may want the interpreter.
+# This object's own end lets go of the interpreter first.
+_ended: list[Any] = []
+
 
 def size_of_environment() -> int:
     """How many processes torchrun's variables speak of."""
@@ -299,6 +304,7 @@ class Processes:
         if self._watchdog is not None:
             self._watchdog.end()
         if self._owned and self.device.type == "cpu" and torch.distributed.is_initialized():
+            _ended[:] = [torch.distributed.group.WORLD]
             torch.distributed.destroy_process_group()
         self._owned = False
 

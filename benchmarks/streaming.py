@@ -22,7 +22,6 @@ import math
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import peak_kb
 
 import vaekern
 from vaekern.storage.files import write_atomically
@@ -98,7 +98,7 @@ def work(path: str, stream: bool, began: float, second: bool) -> Row:
         "stage1_ms": medians[1],
         "stage2_ms": medians[2],
         "between_s": ends[2][0] - ends[1][-1] if ends[2] else None,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": peak_kb() / 1024,
     }
 
 

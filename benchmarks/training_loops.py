@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from typing import Any
 import baselines
 import numpy as np
 import torch
+from memory import peak_kb
 from torch import Tensor, nn
 
 BATCH = 100
@@ -206,7 +206,7 @@ class Session:
         if self.left == 0:
             if self.gpu:
                 self.seconds = [self.seconds[-1] / len(self.seconds)] * len(self.seconds)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = peak_kb()
             device_mb = torch.cuda.max_memory_reserved() / 2**20 if self.gpu else 0.0
             answer = {"seconds": self.seconds, "peak_kb": peak, "device_mb": device_mb}
             print(json.dumps(answer), flush=True)

@@ -58,6 +58,69 @@ def test_value_and_gradients_have_the_same_bits(
     assert found[0][0].min() == 0 < found[0][0].max()  # some units are off, some on
 
 
+def heads(layers: HiddenLayers, count: int, dtype: torch.dtype = torch.float32) -> list[nn.Linear]:
+    torch.manual_seed(3)
+    features = layers[0].in_features + layers[-2].out_features
+    return [nn.Linear(features, 4, dtype=dtype) for _ in range(count)]
+
+
+def plain_heads(layers: nn.Sequential, x: Tensor, made: list[nn.Linear]) -> tuple[Tensor, ...]:
+    features = torch.cat([x, layers(x)], dim=1)
+    return tuple(head(features) for head in made)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("input_gradient", [False, True])
+def test_heads_of_the_input_and_the_layers_have_the_same_bits(
+    count: int, input_gradient: bool, fused: list[int]
+) -> None:
+    ours, plain = pair(sizes=(5, 7, 6))
+    found = []
+    for layers in (ours, plain):
+        made = heads(ours, count)
+        x = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+        x.requires_grad_(input_gradient)
+        fuse = layers is ours
+        out = ours.with_heads(x, *made) if fuse else plain_heads(plain, x, made)
+        weights = torch.Generator().manual_seed(2)
+        sum((o * torch.randn(o.shape, generator=weights)).sum() for o in out).backward()
+        parameters = [*layers.parameters(), *(p for head in made for p in head.parameters())]
+        found.append([*out, x.grad, *(p.grad for p in parameters)])
+    assert len(fused) == 1
+    for a, b in zip(*found, strict=True):
+        assert (a is None and b is None) or a.equal(b)
+
+
+def test_heads_without_a_gradient_frozen_and_twice_differentiable(fused: list[int]) -> None:
+    ours, plain = pair(torch.float64)
+    made = heads(ours, 2, torch.float64)
+    made[1].weight.requires_grad_(False)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    # the second head is not used
+    ours.with_heads(x, *made)[0].sum().backward()
+    assert made[1].bias.grad.eq(0).all()
+    assert made[1].weight.grad is None
+    found = []
+    for fuse in (True, False):
+        out = ours.with_heads(x, *made) if fuse else plain_heads(plain, x, made)
+        (slope,) = torch.autograd.grad((out[0] * out[1]).sum(), x, create_graph=True)
+        layers = ours if fuse else plain
+        found.append(torch.autograd.grad(slope.square().sum(), [x, *layers.parameters()]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+    assert len(fused) == 2
+
+
+def test_a_head_that_is_not_plain_runs_by_itself(fused: list[int]) -> None:
+    ours, plain = pair()
+    made = heads(ours, 2)
+    made[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    x = torch.ones(3, 5)
+    for a, b in zip(ours.with_heads(x, *made), plain_heads(plain, x, made), strict=True):
+        assert a.equal(b)
+    assert len(fused) == 1  # the layers alone
+
+
 def test_a_frozen_layer_gets_no_gradient_and_the_others_theirs(fused: list[int]) -> None:
     ours, plain = pair()
     for layers in (ours, plain):

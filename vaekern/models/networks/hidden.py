@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,14 +32,51 @@ class HiddenLayers(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        layers = self._layers() if _plain(x) else None
+        if layers is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        return _Hidden.apply(0, x, *_parameters(layers))  # type: ignore[no-any-return]
+
+    def with_heads(self, x: Tensor, *heads: nn.Module) -> tuple[Tensor, ...]:
+        """Linear functions of [x, self(x)] side by side, in the same node.
+
+        Args:
+            x: [B, features].
+            heads: linear layers of features + width inputs.
+
+        Returns:
+            The output of each head.
+
+        Example:
+            >>> layers = HiddenLayers(nn.Linear(4, 8), nn.ReLU())
+            >>> (out,) = layers.with_heads(torch.zeros(3, 4), nn.Linear(12, 2))
+            >>> out.shape
+            torch.Size([3, 2])
+        """
+        layers = self._layers() if _plain(x) else None
+        if layers is None or not _are(nn.Linear, heads):
+            features = torch.cat([x, self(x)], dim=1)
+            return tuple(head(features) for head in heads)
+        return _Hidden.apply(len(heads), x, *_parameters([*layers, *heads]))  # type: ignore[no-any-return]
+
+    def _layers(self) -> list[Any] | None:
+        """The linear layers, where there is nothing but these and their ReLUs."""
         modules = list(self._modules.values())
         linear, relu = modules[::2], modules[1::2]
-        if not (_plain(x) and len(linear) == len(relu) > 0):
-            return super().forward(x)  # type: ignore[no-any-return]
-        if not (_are(nn.Linear, linear) and _are(nn.ReLU, relu)):
-            return super().forward(x)  # type: ignore[no-any-return]
-        weights, biases = [each.weight for each in linear], [each.bias for each in linear]
-        return _Hidden.apply(x, *weights, *biases)  # type: ignore[no-any-return]
+        plain = len(linear) == len(relu) > 0 and _are(nn.Linear, linear) and _are(nn.ReLU, relu)
+        return linear if plain else None
+
+
+def rectified_layers(features: int, widths: Sequence[int]) -> HiddenLayers:
+    """Linear layers of these widths, each with its ReLU, on `features` inputs."""
+    modules: list[nn.Module] = []
+    for before, width in itertools.pairwise((features, *widths)):
+        modules += [nn.Linear(before, width), nn.ReLU()]
+    return HiddenLayers(*modules)
+
+
+def _parameters(layers: Sequence[Any]) -> list[Tensor]:
+    return [each.weight for each in layers] + [each.bias for each in layers]
 
 
 def _plain(x: Tensor) -> bool:
@@ -69,51 +107,88 @@ def _are(kind: type[nn.Module], modules: Sequence[Any]) -> bool:
     )
 
 
-def _layers(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    for weight, bias in zip(weights, biases, strict=True):
-        x = F.relu(F.linear(x, weight, bias))
-    return x
+def _apply(heads: int, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the node computes, operator by operator."""
+    count = len(tensors) // 2
+    layers = list(zip(tensors[:count], tensors[count:], strict=True))
+    hidden = x
+    for weight, bias in layers[: count - heads]:
+        hidden = F.relu(F.linear(hidden, weight, bias))
+    if not heads:
+        return (hidden,)
+    features = torch.cat([x, hidden], dim=1)
+    return tuple(F.linear(features, weight, bias) for weight, bias in layers[count - heads :])
 
 
 class _Hidden(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *tensors: Tensor) -> Tensor:
-        count = len(tensors) // 2
-        hidden = [x]
-        for weight, bias in zip(tensors[:count], tensors[count:], strict=True):
-            hidden.append(torch.addmm(bias, hidden[-1], weight.t()).relu_())
-        ctx.save_for_backward(*hidden, *tensors)
-        return hidden[-1]
+    """x, all weights, all biases -> the last hidden layer, or the outputs of so many heads."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.needs_input_grad) // 2
-        hidden, tensors = ctx.saved_tensors[: count + 1], ctx.saved_tensors[count + 1 :]
-        needed = ctx.needs_input_grad
+    def forward(ctx: Any, heads: int, x: Tensor, *tensors: Tensor) -> Any:
+        count = len(tensors) // 2
+        layers = list(zip(tensors[:count], tensors[count:], strict=True))
+        hidden = [x]
+        for weight, bias in layers[: count - heads]:
+            hidden.append(torch.addmm(bias, hidden[-1], weight.t()).relu_())
+        ctx.heads = heads
+        if not heads:
+            ctx.save_for_backward(*tensors, *hidden)
+            return hidden[-1]
+        features = torch.cat([x, hidden[-1]], dim=1)
+        ctx.save_for_backward(*tensors, *hidden, features)
+        return tuple(
+            torch.addmm(bias, features, weight.t()) for weight, bias in layers[count - heads :]
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        heads, saved = ctx.heads, ctx.saved_tensors
+        needs_x, *needed = ctx.needs_input_grad[1:]
+        count = len(needed) // 2
+        tensors, kept = saved[: 2 * count], saved[2 * count :]
         if torch.is_grad_enabled():  # create_graph=True
-            return _differentiable(gradient, hidden[0], tensors, needed)
-        weights: list[Tensor | None] = [None] * count
-        biases: list[Tensor | None] = [None] * count
-        gradient = _relu_backward(gradient, hidden[count], 0)
-        for i in reversed(range(count)):
-            if needed[1 + i]:
-                weights[i] = gradient.t().mm(hidden[i])
-            if needed[1 + count + i]:
-                biases[i] = gradient.sum(0)
+            found = _differentiable(heads, gradients, kept[0], tensors, (needs_x, *needed))
+            return None, *found
+        out: list[Tensor | None] = [None] * (2 * count)
+
+        def layer(i: int, gradient: Tensor, inputs: Tensor) -> None:
+            if needed[i]:
+                out[i] = gradient.t().mm(inputs)
+            if needed[count + i]:
+                out[count + i] = gradient.sum(0)
+
+        last = count - heads
+        (gradient, *_), of_x = gradients, None
+        if heads:
+            for i, each in enumerate(gradients, last):
+                layer(i, each, kept[-1])
+                part = each.mm(tensors[i])
+                gradient = part if i == last else gradient.add_(part)
+            width = kept[0].shape[1]
+            of_x, gradient = gradient[:, :width], gradient[:, width:]
+        gradient = _relu_backward(gradient, kept[last], 0)
+        for i in reversed(range(last)):
+            layer(i, gradient, kept[i])
             if i:
                 gradient = gradient.mm(tensors[i])
-                _relu_backward.grad_input(gradient, hidden[i], 0, grad_input=gradient)
-        return (gradient.mm(tensors[0]) if needed[0] else None, *weights, *biases)
+                _relu_backward.grad_input(gradient, kept[i], 0, grad_input=gradient)
+        if not needs_x:
+            return None, None, *out
+        gradient = gradient.mm(tensors[0])
+        return None, gradient if of_x is None else gradient.add_(of_x), *out
 
 
 def _differentiable(
-    gradient: Tensor, x: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]
+    heads: int,
+    gradients: Sequence[Tensor],
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own."""
-    count = len(tensors) // 2
     # Views: the derivatives are those of this node alone, whatever x was made of.
-    views = [each.view_as(each) for each in (x, *tensors)]
-    out = _layers(views[0], views[1 : 1 + count], views[1 + count :])
-    wanted = [view for view, want in zip(views, needed, strict=True) if want]
-    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+    x, *tensors = [each.view_as(each) for each in (x, *tensors)]
+    out = _apply(heads, x, tensors)
+    wanted = [view for view, want in zip((x, *tensors), needed, strict=True) if want]
+    found = iter(torch.autograd.grad(out, wanted, gradients, create_graph=True))
     return tuple(next(found) if want else None for want in needed)

@@ -15,21 +15,23 @@ from vaekern.models.networks.heads import (
     check_options,
     softplus_logvar,
 )
-from vaekern.models.networks.hidden import HiddenLayers
+from vaekern.models.networks.hidden import rectified_layers
 
 Activation = Literal["relu", "tanh"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS = ("relu", "tanh")
 
 
 def hidden_layers(
     features: int, widths: Sequence[int], activation: Activation = "relu"
 ) -> nn.Sequential:
     """Linear layers of these widths, each with its activation, on `features` inputs."""
+    if activation == "relu":
+        return rectified_layers(features, widths)
     modules: list[nn.Module] = []
     for width in widths:
-        modules += [nn.Linear(features, width), ACTIVATIONS[activation]()]
+        modules += [nn.Linear(features, width), nn.Tanh()]
         features = width
-    return (HiddenLayers if activation == "relu" else nn.Sequential)(*modules)
+    return nn.Sequential(*modules)
 
 
 def mlp(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from vaekern.models.networks.hidden import rectified_layers
 from vaekern.models.networks.layers import start_glorot
-from vaekern.models.networks.mlp import hidden_layers
 
 
 class SecondStageEncoder(nn.Module):
@@ -14,7 +13,7 @@ class SecondStageEncoder(nn.Module):
 
     def __init__(self, latent_dim: int, width: int, layers: int):
         super().__init__()
-        self.hidden = hidden_layers(latent_dim, (width,) * layers)
+        self.hidden = rectified_layers(latent_dim, (width,) * layers)
         self.mu = nn.Linear(latent_dim + width, latent_dim)
         self.log_std = nn.Linear(latent_dim + width, latent_dim)
         self.apply(start_glorot)
@@ -22,8 +21,8 @@ class SecondStageEncoder(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # The heads see the input too: where z is already almost normal, the identity is one
         # linear layer away and the hidden layers only correct it.
-        features = torch.cat([z, self.hidden(z)], dim=1)
-        return self.mu(features), 2.0 * self.log_std(features)
+        mu, log_std = self.hidden.with_heads(z, self.mu, self.log_std)
+        return mu, 2.0 * log_std
 
 
 class SecondStageDecoder(nn.Module):
@@ -31,12 +30,13 @@ class SecondStageDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, width: int, layers: int):
         super().__init__()
-        self.hidden = hidden_layers(latent_dim, (width,) * layers)
+        self.hidden = rectified_layers(latent_dim, (width,) * layers)
         self.z_hat = nn.Linear(latent_dim + width, latent_dim)
         self.apply(start_glorot)
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.z_hat(torch.cat([u, self.hidden(u)], dim=1))
+        (z_hat,) = self.hidden.with_heads(u, self.z_hat)
+        return z_hat
 
 
 def second_stage(

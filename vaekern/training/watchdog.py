@@ -115,18 +115,20 @@ class Watchdog:
                 self.failure = self._no_store()
 
     def _watch(self) -> None:
-        missed, before = 0, 0
+        missed, before, answers = 0, 0, True
         while not self._ended.wait(BEAT):
             if self.failure is None:
                 missed, before = missed + 1 if self._looks == before else 0, self._looks
                 if missed <= LOST:
                     continue
                 self.failure = self._no_store()  # it has not answered, and may never
+                answers = False
             self._found.set()
             if not self._ended.wait(GRACE):
                 if self.speaks(self.failure):
                     print(f"vaekern: {self.failure.text(self.size)}", file=sys.stderr, flush=True)
-                self.leave(2 * GRACE)
+                if answers:  # else nobody could read it, and the question would never end
+                    self.leave(2 * GRACE)
                 os._exit(1)
             return
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from vaekern.cli import main
+from vaekern.models import TwoStageVAE
 from vaekern.training import TrainConfig
 from vaekern.training.flags import UsageError, parse
 from vaekern.training.presets import PRESETS, Preset, preset, preset_table
@@ -102,3 +104,41 @@ def test_the_readme_lists_every_preset() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     _, _, rest = readme.partition("<!-- presets:begin -->\n")
     assert rest.partition("\n<!-- presets:end -->")[0] == preset_table()
+
+
+@pytest.mark.parametrize(
+    ("name", "squares", "kl", "codes"),
+    [
+        ("vae-fixed", 0.5, 1.0, 0.0),
+        ("beta-vae", 1.0, 4.0, 0.0),
+        ("beta-vae-full", 1.0, 4.0, 0.0),
+        ("vae-deterministic", 5.0, 0.0, 0.5),  # 1 / (2 * 0.1), and what is left of the KL
+        ("ae", 1.0, 0.0, 0.0),
+        ("rae", 1.0, 0.0, 0.002),
+    ],
+)
+def test_the_loss_of_a_preset_is_its_papers(
+    name: str, squares: float, kl: float, codes: float
+) -> None:
+    """a |x - x_hat|^2 + b KL + c |z|^2 of each sample, but for a constant: so batches differ."""
+    config = TrainConfig.from_flat({"preset": name, "latent_dim": 3, "width": 8})
+    torch.manual_seed(0)
+    vae = TwoStageVAE.from_config(config.model, (1, 4, 4), (0.0, 1.0)).stage1.double()
+    noise = torch.randn(6, 3, dtype=torch.float64)
+    losses = []
+    for x in torch.rand(2, 6, 1, 4, 4, dtype=torch.float64):
+        q = vae.posterior(x)
+        z = q.sample(noise=noise)
+        value = squares * (vae.decode(z) - x).square().sum() + codes * z.square().sum()
+        if kl:
+            scale = q.scale_tril
+            normal = torch.distributions.MultivariateNormal(
+                q.mu,
+                scale_tril=torch.diag_embed((0.5 * q.logvar).exp()) if scale is None else scale,
+            )
+            prior = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+            value += kl * torch.distributions.kl_divergence(normal, prior.expand([6])).sum()
+        losses.append((vae.components(x, q, noise=noise).loss, value / 6))
+    (first, wanted), (second, other) = losses
+    torch.testing.assert_close(first - second, wanted - other, rtol=1e-6, atol=1e-6)
+    assert (first - second).detach().abs() > 1e-3

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core.h"
-#include "read_tensor.h"
+#include "read_args.h"
 
 namespace py = pybind11;
 using namespace vaekern;
@@ -20,92 +20,12 @@ void init(py::capsule table, py::type tensor, py::type parameter) {
   parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
 }
 
-void loss(py::handle x_hat, py::handle x, py::handle x_logvar, py::handle mu, py::handle logvar,
-          py::handle scale_tril, py::handle prior_mu, py::handle prior_logvar, py::handle beta,
-          py::handle upstream, py::handle value, py::handle statistics, py::handle grad_x_hat,
-          py::handle grad_x, py::handle grad_x_logvar, py::handle grad_mu, py::handle grad_logvar,
-          py::handle grad_scale_tril, py::handle grad_prior_mu, py::handle grad_prior_logvar,
-          py::handle last, py::handle running, double momentum, int objective, int activation,
-          int reduction, double beta_number, double eps, double logvar_min, double logvar_max,
-          double x_logvar_min, int threads) {
-  LossArgs a;
-  a.x_hat = read(x_hat);
-  a.x = read(x);
-  a.x_logvar = read(x_logvar);
-  a.mu = read(mu);
-  a.logvar = read(logvar);
-  a.scale_tril = read(scale_tril);
-  a.prior_mu = read(prior_mu);
-  a.prior_logvar = read(prior_logvar);
-  a.beta = read(beta);
-  a.upstream = read(upstream);
-  a.value = read(value);
-  a.statistics = read(statistics);
-  a.grad_x_hat = read(grad_x_hat);
-  a.grad_x = read(grad_x);
-  a.grad_x_logvar = read(grad_x_logvar);
-  a.grad_mu = read(grad_mu);
-  a.grad_logvar = read(grad_logvar);
-  a.grad_scale_tril = read(grad_scale_tril);
-  a.grad_prior_mu = read(grad_prior_mu);
-  a.grad_prior_logvar = read(grad_prior_logvar);
-  a.last = read(last);
-  a.running = read(running);
-  a.momentum = momentum;
-  a.objective = Objective(objective);
-  a.activation = Activation(activation);
-  a.reduction = Reduction(reduction);
-  a.beta_number = beta_number;
-  a.eps = eps;
-  a.logvar_min = logvar_min;
-  a.logvar_max = logvar_max;
-  a.x_logvar_min = x_logvar_min;
-  a.threads = threads;
-  py::gil_scoped_release release;
-  kernels().loss(a);
-}
-
-void sample(py::handle mu, py::handle logvar, py::handle scale_tril, py::handle noise, py::handle z,
-            py::handle kl, int threads) {
-  SampleArgs a;
-  a.mu = read(mu);
-  a.logvar = read(logvar);
-  a.scale_tril = read(scale_tril);
-  a.noise = read(noise);
-  a.z = read(z);
-  a.kl = read(kl);
-  a.threads = threads;
-  py::gil_scoped_release release;
-  kernels().sample(a);
-}
-
-void sample_backward(py::handle grad_z, py::handle grad_kl, py::handle mu, py::handle logvar,
-                     py::handle scale_tril, py::handle noise, py::handle grad_mu,
-                     py::handle grad_logvar, py::handle grad_scale_tril, int threads) {
-  SampleArgs a;
-  a.grad_z = read(grad_z);
-  a.grad_kl = read(grad_kl);
-  a.mu = read(mu);
-  a.logvar = read(logvar);
-  a.scale_tril = read(scale_tril);
-  a.noise = read(noise);
-  a.grad_mu = read(grad_mu);
-  a.grad_logvar = read(grad_logvar);
-  a.grad_scale_tril = read(grad_scale_tril);
-  a.threads = threads;
-  py::gil_scoped_release release;
-  kernels().sample_backward(a);
-}
-
-void scale(py::handle g0, py::handle g1, py::handle g2, py::handle g3, py::handle g4, py::handle g5,
-           py::handle g6, py::handle g7, py::handle factor, int threads) {
-  Tensor grads[8];
-  int count = 0;
-  for (py::handle g : {g0, g1, g2, g3, g4, g5, g6, g7})
-    if (!g.is_none()) grads[count++] = read(g);
-  const Tensor f = read(factor);
-  py::gil_scoped_release release;
-  kernels().scale(grads, count, f, threads);
+template <class Args>
+auto native(void (*run)(const Args&)) {
+  return [run](const Args& a) {
+    py::gil_scoped_release release;
+    run(a);
+  };
 }
 
 void right_svd(py::handle J, py::handle S, py::handle V, uintptr_t status, int threads) {
@@ -215,10 +135,14 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "vaekern's native CPU kernels";
   m.def("init", &init);
   m.def("isa", [] { return kernels().isa; });
-  m.def("loss", &loss);
-  m.def("sample", &sample);
-  m.def("sample_backward", &sample_backward);
-  m.def("scale", &scale);
+  const Kernels& k = kernels();
+  m.def("loss", reading<dlpack::CPU>(read_loss, native(k.loss)));
+  m.def("sample", reading<dlpack::CPU>(read_sample, native(k.sample)));
+  m.def("sample_backward", reading<dlpack::CPU>(read_sample_backward, native(k.sample_backward)));
+  m.def("scale", reading<dlpack::CPU>(read_scale, [](const ScaleArgs& a) {
+          py::gil_scoped_release release;
+          kernels().scale(a.grads, a.count, a.factor, a.threads);
+        }));
   m.def("right_svd", &right_svd);
   m.def("assignment", &assignment);
   m.def("check", &check);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../core.h"
+#include "../axes.h"
 #include "simd.h"
 
 namespace vaekern {
@@ -142,13 +142,6 @@ inline void store_run(void* p, DType dtype, int64_t stride, int64_t n, const C* 
     }
   }
 }
-
-VAEKERN_INLINE size_t size_of(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-
-template <class C>
-constexpr DType dtype_of = sizeof(C) == 8 ? DType::f64 : DType::f32;
 
 // A bound as C: +-3e38 stands for none (vaekern/ops.py, UNBOUNDED), so that infinities pass.
 template <class C>

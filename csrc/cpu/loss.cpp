@@ -10,17 +10,6 @@ namespace VAEKERN_ISA {
 
 namespace {
 
-// What one unit of the value is worth to each sample's term.
-double reduction_scale(const LossArgs& a, int64_t B, int64_t D) {
-  if (B == 0) return 1;
-  switch (a.reduction) {
-    case Reduction::batchmean:
-    case Reduction::dims: return 1.0 / double(B);
-    case Reduction::mean: return 1.0 / (double(B) * double(D));
-    default: return 1;
-  }
-}
-
 template <class C>
 Rows<C> reconstruct(const LossArgs& a, const Weights& w) {
   switch (a.activation) {
@@ -48,7 +37,7 @@ void run(const LossArgs& a) {
   const int64_t B = like.shape[0];
   int64_t D = 1;
   for (int k = 1; k < like.ndim; ++k) D *= like.shape[k];
-  const double scale = reduction_scale(a, B, D);
+  const double scale = reduction_scale(a.reduction, B, D);
   const double beta = a.beta ? scalar(a.beta) : a.beta_number;
 
   Weights w;

@@ -39,8 +39,6 @@ struct Weights {
   }
 };
 
-enum class Spread { scalar, sample, feature, element };  // how x_logvar lies over x
-
 template <class C, class Act>
 class Reconstruction {
  public:
@@ -55,28 +53,23 @@ class Reconstruction {
     plan_.add(grad_x_hat_, a.grad_x_hat, lead);
     plan_.add(grad_x_, a.grad_x, 1);
     if (a.objective == Objective::gaussian) {
-      spread_ = classify();
-      const int logvar_lead = spread_ == Spread::element || spread_ == Spread::sample ? 1
-                              : a.x_logvar.ndim == a.x.ndim                           ? 1
-                                                                                      : 0;
+      spread_ = spread_of(a.x_logvar, a.x);
+      const int logvar_lead = lead_of(a.x_logvar, spread_, a.x);
       if (spread_ != Spread::scalar) {
         plan_.add(logvar_, a.x_logvar, logvar_lead);
         plan_.add(grad_logvar_, a.grad_x_logvar, logvar_lead);
       }
     }
     if (a.objective == Objective::diag_i && a.value) {
-      Tensor v = a.x;  // the last F statistics, in the features' own order
-      v.dtype = dtype_of<C>;
+      void* data = nullptr;
       if (a.statistics) {
-        v.data = static_cast<C*>(a.statistics.data) + 3 * B_;
+        data = static_cast<C*>(a.statistics.data) + 3 * B_;
       } else {
         out_.variance_storage.resize(plan_.F);
-        v.data = out_.variance_storage.data();
+        data = out_.variance_storage.data();
       }
-      out_.variance = static_cast<C*>(v.data);
-      v.present = true;
-      for (int64_t k = v.ndim - 1, step = 1; k >= 1; step *= v.shape[k--]) v.stride[k] = step;
-      v.shape[0] = 1;
+      out_.variance = static_cast<C*>(data);
+      const Tensor v = variance_of(a.x, data, dtype_of<C>);
       plan_.add(variance_, v, 1);
     }
     plan_.finish();
@@ -128,18 +121,6 @@ class Reconstruction {
                              uintptr_t(v.stride_l * v.item);
     return v.dense && v.dtype == dtype_of<C> && starts % VAEKERN_VECTOR_BYTES == 0;
   }
-
-  Spread classify() const {
-    const Tensor& t = a_.x_logvar;
-    if (t.numel() == 1) return Spread::scalar;
-    bool batch = t.ndim == a_.x.ndim && t.shape[0] != 1;
-    bool features = false;
-    const int first = t.ndim == a_.x.ndim ? 1 : 0;
-    for (int k = first; k < t.ndim; ++k) features |= t.shape[k] != 1;
-    if (batch) return features || plan_features_one() ? Spread::element : Spread::sample;
-    return B_ == 1 && t.ndim == a_.x.ndim ? Spread::element : Spread::feature;
-  }
-  bool plan_features_one() const { return a_.x.numel() == a_.x.shape[0]; }
 
   // ---------------------------------------------------------------- blocks
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.resolve()
 #: Built once per instruction set.
 KERNEL_FILES = ("loss.cpp", "sample.cpp", "scale.cpp", "right_svd.cpp", "assignment.cpp")
 PLAIN_FILES = ("cpu/dispatch.cpp", "bindings.cpp")
-CUDA_FILES = ("assignment.cu", "right_svd.cu")
+CUDA_FILES = ("loss.cu", "right_svd.cu", "sample.cu", "assignment.cu", "scale.cu")
 CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")  # machine code; PTX of the newest for the rest
 # -fno-math-errno and -fno-trapping-math change no result; -ffast-math would
 COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-g0"]

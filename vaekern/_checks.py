@@ -241,6 +241,15 @@ def same_batch(x: Tensor, mu: Tensor) -> None:
         )
 
 
+def buffers(last: Tensor, x: Tensor) -> None:
+    """The module's running variance is updated where the data are."""
+    if last.device != x.device:
+        raise ValueError(
+            f"the loss must be on the device of x, got its buffers on {last.device} and x on "
+            f"{x.device}; move it with loss_fn.to(x.device)"
+        )
+
+
 def finite(**tensors: Tensor | None) -> None:
     """The opt-in check of ``check_finite=True``; it synchronises the device."""
     for name, t in tensors.items():

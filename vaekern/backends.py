@@ -9,6 +9,7 @@ number of times.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,12 +32,16 @@ class LossKernels(Protocol):
         None: beta_number), upstream (None in the forward), value and statistics (None in the
         backward; statistics also where unwanted), the gradients of the first eight, last, running,
         momentum (the variance's buffers), then the codes and numbers of ops.Options, threads.
-        Tensors have any strides.  Under capture of a CUDA graph, nothing may wait for the device.
+        Tensors have any strides.  With takes_statistics = True the backward gets the forward's
+        statistics where it may have them.  Under capture of a CUDA graph, nothing may wait for the
+        device.
     scale: eight gradients as ``loss`` made them (float32 or float64), or None; their factor, one
         number on the device; threads.  In place.
     sample: mu, logvar, scale_tril, noise, z, kl, threads.
     sample_backward: grad_z, grad_kl, mu, logvar, scale_tril, noise, gradients of mu, logvar and
         scale_tril, threads.
+    writes_gradients: optional; the objective's code, x_hat, x, does x want a gradient, is the
+        arithmetic float64?  False: the backward writes the gradients of this loss, not the forward.
     """
 
     def loss(self, *args: Any) -> None: ...
@@ -68,7 +73,15 @@ BACKENDS = (
         cpu.details,
         lambda: cpu.core,
     ),
-    Backend("cuda", "cuda", "CUDA C++ kernels", (LINALG,), cuda.unavailable, cuda.details),
+    Backend(
+        "cuda",
+        "cuda",
+        "CUDA C++ kernels",
+        (LOSSES, LINALG),
+        cuda.unavailable,
+        cuda.details,
+        cuda.losses,
+    ),
     Backend(
         "triton",
         "cuda",
@@ -82,6 +95,56 @@ BACKENDS = (
     Backend("reference", "any", "plain PyTorch", (LOSSES, LINALG), lambda: None, lambda: ""),
 )
 NAMES = tuple(b.name for b in BACKENDS)
+
+
+#: Where the CUDA kernels and Triton's could both serve a loss: from how many numbers of x on it is
+#: Triton, by the objective's code (ops.OBJECTIVES); the others never.  By reasoning, and still to
+#: be measured (benchmarks/README.md): the CUDA kernels cost the host least and take one launch,
+#: which is what counts in small losses, and keep rows and columns on the chip at any D; where one
+#: pass over the elements is bound by memory, Triton's, compiled for the one case, need fewer
+#: registers.
+TRITON_FROM = {1: 1 << 26, 2: 1 << 26, 5: 1 << 26}  # gaussian, iso-i, diag-d
+
+
+class _ByShape:
+    """The kernels of two backends: ``large`` from TRITON_FROM on, where it is available."""
+
+    takes_statistics = True
+
+    def __init__(self, small: Any, large: Callable[[], Any]) -> None:
+        self._small = small
+        self._large = functools.cache(
+            large
+        )  # asking Triton compiles a kernel: not before it counts
+        self.scale, self.sample = small.scale, small.sample
+        self.sample_backward = small.sample_backward
+
+    def _of(self, objective: int, x: torch.Tensor | None) -> Any:
+        start = TRITON_FROM.get(objective)
+        if start is None or x is None or x.numel() < start:
+            return self._small
+        return self._large() or self._small
+
+    def loss(self, *args: Any) -> None:
+        kernels = self._of(args[23], args[1])
+        if args[10] is None and not getattr(kernels, "takes_statistics", False):
+            args = (*args[:11], None, *args[12:])
+        kernels.loss(*args)
+
+    def writes_gradients(
+        self,
+        objective: int,
+        x_hat: torch.Tensor | None,
+        x: torch.Tensor | None,
+        *rest: bool,
+    ) -> bool:
+        ask = getattr(self._of(objective, x), "writes_gradients", None)
+        return ask is None or bool(ask(objective, x_hat, x, *rest))
+
+
+def _available_losses(name: str) -> Any:
+    found = next((b for b in BACKENDS if b.name == name), None)
+    return found.losses() if found is not None and found.unavailable() is None else None
 
 
 def _serves(b: Backend, device: str, operators: str) -> bool:
@@ -149,7 +212,11 @@ def loss_kernels(device_type: str) -> Any:
     """The LossKernels that serve a device type, or None: the reference does."""
     if device_type in _LOSS_KERNELS:
         return _LOSS_KERNELS[device_type]
-    found = _LOSS_KERNELS[device_type] = _choose(device_type, LOSSES, _wanted).losses()
+    row = _choose(device_type, LOSSES, _wanted)
+    found = row.losses()
+    if _wanted is None and row.name == "cuda":
+        found = _ByShape(found, lambda: _available_losses("triton"))
+    _LOSS_KERNELS[device_type] = found
     return found
 
 

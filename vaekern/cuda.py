@@ -1,4 +1,4 @@
-"""The CUDA kernels of ``vaekern.linalg``: loads them, or says why not, and hands tensors to them.
+"""The CUDA kernels: loads them, or says why not, and hands tensors to them.
 
 Like the CPU core they know nothing of torch: pointers, shapes and strides arrive through DLPack's
 exchange table, outputs and workspace are torch's, and the launches go to torch's current stream, so
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -41,10 +43,17 @@ def _load() -> tuple[Any, str | None]:
     try:
         kernels.init(table)
         device = torch.cuda.current_device()
+        why = None
         if kernels.probe(device) != 0:
-            return None, f"a trial launch on {torch.cuda.get_device_name(device)} went wrong"
+            why = f"a trial launch on {torch.cuda.get_device_name(device)} went wrong"
     except RuntimeError as error:
-        return None, f"{error} (kernels for {kernels.architectures})"
+        why = f"{error} (kernels for {kernels.architectures})"
+    if why is not None:  # built, and there is a device: not what the user expects
+        warnings.warn(
+            f"vaekern's CUDA kernels cannot run here: {why}; the next backend serves GPU tensors",
+            stacklevel=2,
+        )
+        return None, why
     return kernels, None
 
 
@@ -64,6 +73,68 @@ def unavailable() -> str | None:
 def details() -> str:
     kernels = _load()[0]
     return f" ({kernels.architectures})" if kernels is not None else ""
+
+
+class Losses:
+    """The slots of ``backends.LossKernels`` for tensors of any CUDA device, on its current
+    stream."""
+
+    #: The backward takes the forward's statistics, which spare it a pass where they are a variance.
+    takes_statistics = True
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        self._workspaces: dict[tuple[int, int], int] = {}
+        self._early: dict[tuple[int, ...], bool] = {}
+
+    def loss(self, *args: Any) -> None:
+        x, mu = args[1], args[3]
+        like = mu if x is None else x
+        index, shape = like.device.index, like.shape
+        key = (shape[0], math.prod(shape[1:]))
+        size = self._workspaces.get(key)
+        if size is None:
+            size = self._workspaces[key] = self._native.loss_workspace(*key)
+        workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
+        _launch(self._native.loss, index, *args, workspace)
+
+    def writes_gradients(
+        self, objective: int, x_hat: Tensor | None, x: Tensor | None, grad_x: bool, double: bool
+    ) -> bool:
+        """Does the forward write the gradients at the cost of three tensors?  Where the variance
+        belongs to more than a block can hold, the backward does, from the statistics."""
+        if x_hat is None or x is None:
+            return True
+        samples = x_hat.shape[0] if x_hat.dim() > x.dim() else 1
+        index = x.device.index
+        key = (objective, samples, x.shape[0], math.prod(x.shape[1:]), grad_x, double, index)
+        early = self._early.get(key)
+        if early is None:
+            early = self._early[key] = bool(self._native.writes_gradients(*key))
+        return early
+
+    def scale(self, *args: Any) -> None:
+        _launch(self._native.scale, args[8].device.index, *args)
+
+    def sample(self, *args: Any) -> None:
+        _launch(self._native.sample, args[0].device.index, *args)
+
+    def sample_backward(self, *args: Any) -> None:
+        _launch(self._native.sample_backward, args[2].device.index, *args)
+
+
+def _launch(call: Any, index: int, *args: Any) -> None:
+    if index == torch.cuda.current_device():
+        call(*args, index, torch._C._cuda_getCurrentRawStream(index))
+        return
+    with torch.cuda.device(index):  # another device of the machine
+        call(*args, index, torch._C._cuda_getCurrentRawStream(index))
+
+
+@functools.cache
+def losses() -> Losses | None:
+    kernels = _load()[0]
+    return None if kernels is None else Losses(kernels)
 
 
 def right_svd(J: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

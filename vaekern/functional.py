@@ -501,6 +501,8 @@ def gaussian_vae_loss(
         _checks.same_batch(x, mu)
     if x_logvar is not None:
         x_logvar = _expand_x_logvar(logvar_name, x_logvar, x)
+    if track[0] is not None:
+        _checks.buffers(track[0], x)
     if alone:
         return *ops.loss(
             options, _kernel(x_hat), narrow, beta, x_hat, x, x_logvar, mu, logvar,
@@ -544,8 +546,9 @@ def components(
     """The parts of a loss, from its statistics vector; without per_dim, kl_per_dim is empty."""
     batch, features = x.shape[0], math.prod(x.shape[1:])
     rows = statistics[: 3 * batch].view(3, batch)
-    parts = rows
-    if options.reduction != REDUCTIONS["none"]:
+    if options.reduction == REDUCTIONS["none"]:
+        parts = rows.clone()  # the user's own: the backward may still read the statistics
+    else:
         parts = rows.sum(1)
         if options.reduction != REDUCTIONS["sum"]:
             divisor = features if options.reduction == REDUCTIONS["mean"] else 1

@@ -122,8 +122,10 @@ def _loss(*args: Any, run: Any = None) -> list[Tensor]:
     return [value, statistics, *_run_loss(None, value, statistics, args, run)]
 
 
-def _loss_backward(upstream: Tensor, *args: Any, run: Any = None) -> list[Tensor]:
-    return _run_loss(upstream, None, None, args, run)
+def _loss_backward(
+    upstream: Tensor, *args: Any, run: Any = None, statistics: Tensor | None = None
+) -> list[Tensor]:
+    return _run_loss(upstream, None, statistics, args, run)
 
 
 def _run_loss(
@@ -330,6 +332,7 @@ class _DirectLoss(torch.autograd.Function):
         )
         ctx.kernels, ctx.options = kernels, options
         ctx.grads = grads if early else None
+        ctx.statistics = statistics if getattr(kernels, "takes_statistics", False) else None
         return value
 
     @staticmethod
@@ -349,7 +352,7 @@ class _DirectLoss(torch.autograd.Function):
             args = (upstream, *ctx.saved_tensors, *ctx.options, mask)
             with torch.no_grad():
                 if _plain(upstream):
-                    found = _loss_backward(*args, run=ctx.kernels.loss)
+                    found = _loss_backward(*args, run=ctx.kernels.loss, statistics=ctx.statistics)
                 else:
                     found = _loss_backward_op(*args)
             grads = _spread(mask, found, 8)
@@ -477,11 +480,15 @@ def loss(
             assert like is not None
             dims = options.reduction == REDUCTIONS["dims"]
             shape = like.shape[1:] if dims else like.shape[:1] if rowwise else ()
-            early = not rowwise and not narrow and torch.is_grad_enabled()
-            statistics, here = None, _in_kernel(track, like)
-            if want_statistics or here is not track:
-                statistics = _loss_outputs(x, mu, dtype, options.objective, 0)[1]
             kernels = backends.loss_kernels(like.device.type)
+            early = not rowwise and not narrow and torch.is_grad_enabled()
+            if early and (ask := getattr(kernels, "writes_gradients", None)) is not None:
+                grad_x = x is not None and x.requires_grad
+                early = ask(options.objective, x_hat, x, grad_x, dtype is torch.float64)
+            statistics, here = None, _in_kernel(track, like)
+            later = torch.is_grad_enabled() and getattr(kernels, "takes_statistics", False)
+            if want_statistics or here is not track or (later and not dims):
+                statistics = _loss_outputs(x, mu, dtype, options.objective, 0)[1]
             call = (kernels, options, early, shape, dtype, statistics, beta, *here)
             value = _DirectLoss.apply(call, *tensors)
             if statistics is not None and here is not track:

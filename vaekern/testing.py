@@ -146,7 +146,7 @@ def _module(covariance: str, estimate: str, full: bool) -> Operator:
         shape = t["x"].shape[1:]
         own = covariance in ("iso-i", "diag-i")
         if estimate == "learned" and own:  # the module's parameter takes the given value
-            loss = GaussianVAELoss(covariance, "learned", x_shape=shape, beta=0.5)
+            loss = GaussianVAELoss(covariance, "learned", x_shape=shape, beta=0.5).to(t["x"].device)
             del loss._parameters["x_logvar"]
             loss._parameters["x_logvar"] = t.pop("x_logvar").reshape(
                 shape if covariance == "diag-i" else (1,)
@@ -154,7 +154,7 @@ def _module(covariance: str, estimate: str, full: bool) -> Operator:
         else:
             variance = {"variance": 0.7} if estimate == "fixed" else {}
             loss = GaussianVAELoss(covariance, estimate, beta=0.5, **variance)  # type: ignore[arg-type]
-            loss = loss.to(t["x"].dtype) if estimate == "fixed" else loss
+            loss = loss.to(t["x"].device, t["x"].dtype if estimate == "fixed" else None)
         return loss(**t)
 
     name = f"GaussianVAELoss-{covariance}-{estimate}{'-full' if full else ''}"
@@ -227,6 +227,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "misaligned": _misaligned,
 }
 
+
+def moved(t: Tensor, device: torch.device) -> Tensor:
+    """To a device in the same layout: a plain copy would make it dense."""
+    storage = torch.empty(0, dtype=t.dtype)
+    storage.set_(t.detach().untyped_storage())  # type: ignore[call-overload]
+    return storage.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 # ------------------------------------------------------------------ the measuring stick
 
 
@@ -242,7 +250,8 @@ def evaluate(operator: Operator, inputs: Inputs, backend: str, upstream: float =
     leaves = {k: t.detach().requires_grad_() for k, t in inputs.items()}
     with backends.use(backend):
         value = operator.run(leaves)
-    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).view(value.shape)
+    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64, device=value.device)
+    weight = weight.view(value.shape)
     total = (value.double() * weight).sum() * upstream if value.dim() else value * upstream
     names = [k for k in leaves if k != "noise"]
     grads = torch.autograd.grad(total, [leaves[k] for k in names])
@@ -290,10 +299,17 @@ def exceeds(
     return f"error {error:.3g} exceeds 1.5 x eager's {worst_error(eager, truth):.3g} + {floor:.3g}"
 
 
-def compare(operator: Operator, inputs: Inputs, backend: str) -> list[str]:
-    """What is wrong with a backend's value and gradients, one line each."""
+def compare(
+    operator: Operator, inputs: Inputs, backend: str, device: torch.device | None = None
+) -> list[str]:
+    """What is wrong with a backend's value and gradients, one line each; on a device other than the
+    CPU the tensors keep their layout, and are compared with the CPU's truth."""
     dtype = next(iter(inputs.values())).dtype
-    got = evaluate(operator, inputs, backend)
+    if device is None:
+        got = evaluate(operator, inputs, backend)
+    else:
+        there = evaluate(operator, {k: moved(t, device) for k, t in inputs.items()}, backend)
+        got = Result(there.value.cpu(), {k: g.cpu() for k, g in there.grads.items()})
     eager = evaluate(operator, inputs, "reference")
     truth = evaluate(operator, {k: t.double() for k, t in inputs.items()}, "reference")
     terms = max(t.numel() for t in inputs.values())

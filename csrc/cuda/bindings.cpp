@@ -3,8 +3,9 @@
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
-#include "../read_tensor.h"
+#include "../read_args.h"
 #include "kernels.h"
+#include "tickets.h"
 
 namespace py = pybind11;
 using namespace vaekern;
@@ -75,6 +76,41 @@ void assignment(py::handle cost, py::handle columns, int device, uintptr_t strea
   raise_on(cuda::assignment(args), "assignment could not be launched");
 }
 
+// Calls whose last arguments are the device and its stream.
+template <class Args, class... Given, class Run>
+auto launching(const char* name, Args (*read)(int32_t, Given...), Run run) {
+  return [=](Given... given, int device, uintptr_t stream) {
+    const Args args = read(dlpack::CUDA, given...);
+    use_device(device);
+    const int error = run(args, device, reinterpret_cast<void*>(stream));
+    raise_on(error, name);
+  };
+}
+
+template <class... Given>
+auto launching_loss(LossArgs (*read)(int32_t, Given...)) {
+  return [=](Given... given, py::handle workspace, int device, uintptr_t stream) {
+    const LossArgs args = read(dlpack::CUDA, given...);
+    use_device(device);
+    const Tensor& like = args.x ? args.x : args.mu;
+    int64_t features = 1;
+    for (int k = 1; k < like.ndim; ++k) features *= like.shape[k];
+    cuda::Launch to;
+    to.stream = reinterpret_cast<void*>(stream);
+    to.workspace =
+        pointer(workspace, dlpack::UINT, 8, cuda::loss_workspace(like.shape[0], features));
+    raise_on(tickets().take(device, to), "a ticket for the loss");
+    raise_on(cuda::loss(args, to), "the loss could not be launched");
+  };
+}
+
+bool writes_gradients(int objective, int64_t samples, int64_t batch, int64_t features, bool grad_x,
+                      bool in_double, int device) {
+  use_device(device);
+  return cuda::loss_writes_gradients(Objective(objective), samples, batch, features, grad_x,
+                                     in_double);
+}
+
 // Launches a kernel on a one-by-one matrix in the device's memory and waits for it; raises CUDA's
 // reason where that is not possible. The answer is 0.
 int64_t probe(int device) {
@@ -98,6 +134,7 @@ int64_t probe(int device) {
   if (error == cudaSuccess) error = cudaMemcpy(&here, there, sizeof here, cudaMemcpyDeviceToHost);
   cudaFree(there);
   raise_on(error, "a trial launch failed");
+  raise_on(tickets().prepare(device), "no memory on the device");
   return here.column;
 }
 
@@ -111,4 +148,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("right_svd_workspace", &right_svd_workspace);
   m.def("right_svd", &right_svd);
   m.def("assignment", &assignment);
+  m.def("loss_workspace", &cuda::loss_workspace);
+  m.def("writes_gradients", &writes_gradients);
+  m.def("loss", launching_loss(read_loss));
+  m.def("scale", launching("scale could not be launched", read_scale,
+                           [](const ScaleArgs& a, int, void* stream) {
+                             return cuda::scale(a.grads, a.count, a.factor, stream);
+                           }));
+  m.def("sample",
+        launching("sample could not be launched", read_sample,
+                  [](const SampleArgs& a, int, void* stream) { return cuda::sample(a, stream); }));
+  m.def("sample_backward", launching("sample_backward could not be launched", read_sample_backward,
+                                     [](const SampleArgs& a, int, void* stream) {
+                                       return cuda::sample_backward(a, stream);
+                                     }));
 }

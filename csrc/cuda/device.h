@@ -11,6 +11,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#define VAEKERN_ISA cuda
+#include "../axes.h"
+
 namespace vaekern {
 namespace cuda {
 
@@ -20,6 +23,10 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
+}
+
+__device__ __forceinline__ uint16_t float_to_half(float x) {
+  return __half_as_ushort(__float2half_rn(x));
 }
 
 // C += A B for a warp, with A [8, 4] and B [4, 8] in float64: lane 4 g + t holds A[g][t], B[t][g]
@@ -62,9 +69,18 @@ namespace vaekern {
 namespace cuda {
 
 #define VAEKERN_DEVICE __device__ __forceinline__
+// Compiled once for all kernels of a file.
+#define VAEKERN_NOINLINE static __device__ __noinline__
 
 VAEKERN_DEVICE float bfloat_to_float(uint16_t bits) {
   return __uint_as_float(uint32_t(bits) << 16);
+}
+
+// To nearest, ties to even.
+VAEKERN_DEVICE uint16_t float_to_bfloat(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 // N elements that lie next to each other, loaded and stored by one instruction.
@@ -76,6 +92,11 @@ struct alignas(sizeof(T) * N) Vector {
 template <class T, int N>
 VAEKERN_DEVICE Vector<T, N> load_vector(const void* p) {
   return *static_cast<const Vector<T, N>*>(p);
+}
+
+template <class T, int N>
+VAEKERN_DEVICE void store_vector(void* p, const Vector<T, N>& v) {
+  *static_cast<Vector<T, N>*>(p) = v;
 }
 
 // The sum over groups of LANES neighbouring lanes, the same bits in every lane.

@@ -38,5 +38,33 @@ struct AssignmentArgs {
 
 int assignment(const AssignmentArgs& args);
 
+// What a launch of the loss needs besides its tensors.
+struct Launch {
+  void* workspace = nullptr;  // loss_workspace bytes, aligned to 16
+  // 0, and 0 again after the launch; no two launches at a time share it. A workspace starts with
+  // 16 bytes that may serve, once set to 0.
+  unsigned* ticket = nullptr;
+  void* stream = nullptr;
+};
+
+// Bytes of a workspace for B samples of D features (x's, or mu's where there is no x).
+int64_t loss_workspace(int64_t B, int64_t D);
+
+// reconstruction + beta KL with its reduction. Without `value` it is the backward, to which the
+// forward's `statistics` spare a pass where the variance is one.
+int loss(const LossArgs& args, const Launch& launch);
+
+// May the gradient be written by the forward's own launch (3 tensors moved in all)? False where the
+// variance belongs to all samples, or to a tile that does not fit a block's shared memory: then the
+// backward writes it.
+bool loss_writes_gradients(Objective objective, int64_t L, int64_t B, int64_t D, bool grad_x,
+                           bool in_double);
+
+// grads[i] *= factor, in place; its blocks return at once where factor is 1.
+int scale(const Tensor* grads, int count, const Tensor& factor, void* stream);
+
+int sample(const SampleArgs& args, void* stream);
+int sample_backward(const SampleArgs& args, void* stream);
+
 }  // namespace cuda
 }  // namespace vaekern

@@ -17,6 +17,8 @@
 #define __device__
 #define __shared__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 #ifndef __forceinline__
 #define __forceinline__ inline __attribute__((always_inline))
 #endif
@@ -157,6 +159,21 @@ inline bool run_warp(int w) {
   return ran;
 }
 
+// The n-th of a permutation of 0 .. count - 1 that leaves nothing in its place.
+inline int64_t mixed(int64_t n, int64_t count) {
+  int64_t step = count / 2 + 1;
+  auto divisor = [](int64_t a, int64_t b) {
+    while (b != 0) {
+      const int64_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    return a;
+  };
+  while (divisor(step, count) != 1) ++step;
+  return (n * step + count / 3) % count;
+}
+
 // Returns what went wrong, or null.
 inline const char* run_block(int threads) {
   constexpr size_t STACK = 64 * 1024;
@@ -243,6 +260,22 @@ inline float __uint_as_float(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+// Blocks run one after the other, whole: memory is always in order.
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* p, unsigned add) {
+  const unsigned before = *p;
+  *p += add;
+  return before;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
 inline int64_t __double_as_longlong(double x) {
   int64_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -262,7 +295,9 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 #define VAEKERN_DYNAMIC_SHARED(name) \
   unsigned char* name = reinterpret_cast<unsigned char*>(::emulator::shared_memory.data())
 
+using namespace emulated;  // the host's View and MergedAxes
 inline float half_to_float(uint16_t bits) { return emulated::f16_to_float(bits); }
+inline uint16_t float_to_half(float x) { return emulated::float_to_f16(x); }
 
 inline void multiply_add_8x8x4(double (&c)[2], double a, double b) {
   const int lane = ::emulator::current % 32, group = lane / 4, member = lane % 4;
@@ -296,7 +331,12 @@ int launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared
   ::emulator::block_size.x = unsigned(threads);
   ::emulator::grid_size.x = unsigned(blocks);
   ++::emulator::launches;
-  for (int64_t b = 0; b < blocks; ++b) {
+  for (int64_t n = 0; n < blocks; ++n) {
+    // which block is the last one to finish is a choice, too
+    const int64_t b = ::emulator::order == ::emulator::Order::forward ? n
+                      : ::emulator::order == ::emulator::Order::backward
+                          ? blocks - 1 - n
+                          : ::emulator::mixed(n, blocks);
     ::emulator::block.x = unsigned(b);
     auto& memory = ::emulator::shared_memory;
     memory.assign((shared + 7) / 8 + GUARD, std::nan(""));

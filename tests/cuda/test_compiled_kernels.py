@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("right_svd", "assignment")
+LOSS_SOURCES = ("loss", "sample", "scale")
 ARCHS = ("80", "90", "100")
+#: The losses' are many lines for ptxas: the others with --slow.
+LOSS_ARCHS = ("90", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("80", "100")))
 #: Threads in a block of each kernel: its registers times these must fit a multiprocessor's 65,536.
 THREADS = {
     "decompose_small": 512,
@@ -23,6 +26,13 @@ THREADS = {
     "decompose<Jacobi<64": 256,
     "decompose<Jacobi<256": 1024,
     "assign": 32,
+    "loss_elements": 256,
+    "loss_rows": 512,
+    "loss_columns": 256,
+    "kl_dimensions": 256,
+    "draw": 128,
+    "draw_backward": 128,
+    "scale_all": 256,
 }
 #: 128-bit loads in the body of each Gram kernel for float32: one packet of rows along d, and one of
 #: columns, are NB / 2 + NB of them for 8 NB columns, and the tiles load two packets.
@@ -45,7 +55,7 @@ def nvcc() -> str:
 
 def run(command: list[str]) -> str:
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -69,32 +79,53 @@ class Kernel:
     registers: int
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one object per source, and ptxas's report."""
-    folder = tmp_path_factory.mktemp("compiled")
+def compile_sources(folder: Path, names: tuple[str, ...], archs: tuple[str, ...]) -> None:
+    """One object per source, and ptxas's report."""
     compiler = nvcc()
-    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
-    for name in SOURCES:
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    for name in names:
         command = [compiler, "-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", *code]
         source = ROOT / "csrc" / "cuda" / f"{name}.cu"
         report = run([*command, "-c", str(source), "-o", str(folder / f"{name}.o")])
         (folder / f"{name}.txt").write_text(report)
+
+
+def reported(folder: Path, names: tuple[str, ...]) -> list[Kernel]:
+    """What ptxas says of each kernel and the functions that it calls."""
+    text = readable("".join((folder / f"{name}.txt").read_text() for name in names))
+    kernels = []
+    for part in text.split("Compiling entry function ")[1:]:
+        entry = re.match(r"'(?:void )?(.*?)\(\w+\)' for 'sm_(\d+)'", part)
+        used = re.search(r"Used (\d+) registers", part)
+        memory = re.findall(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
+        )
+        assert entry is not None, part
+        assert used is not None, part
+        assert memory, part
+        stack = sum(int(frame) for frame, _, _ in memory)
+        spills = sum(int(stores) + int(loads) for _, stores, loads in memory)
+        kernels.append(Kernel(entry[1], entry[2], stack, spills, int(used[1])))
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    compile_sources(folder, SOURCES, ARCHS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def kernels(compiled: Path) -> list[Kernel]:
-    text = readable("".join((compiled / f"{name}.txt").read_text() for name in SOURCES))
-    pattern = (
-        r"Compiling entry function '(?:void )?(.*?)\(\w+\)' for 'sm_(\d+)'\n.*\n\s*"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
-        r".*Used (\d+) registers"
-    )
-    return [
-        Kernel(name, arch, int(stack), int(stores) + int(loads), int(registers))
-        for name, arch, stack, stores, loads, registers in re.findall(pattern, text)
-    ]
+    return reported(compiled, SOURCES)
+
+
+@pytest.fixture(scope="module", params=LOSS_ARCHS)
+def compiled_losses(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[Path, str]:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("compiled_losses")
+    compile_sources(folder, LOSS_SOURCES, (request.param,))
+    return folder, request.param
 
 
 def test_every_kernel_compiles_for_every_architecture(kernels: list[Kernel]) -> None:
@@ -107,13 +138,49 @@ def test_no_kernel_spills(kernels: list[Kernel]) -> None:
     assert [k for k in kernels if k.spills or k.stack] == []
 
 
+def can_be_launched(k: Kernel) -> bool:
+    # the longest name that fits
+    (threads,) = [THREADS[name] for name in THREADS if re.match(rf"{name}(?![\w])", k.name)]
+    # registers are handed out to warps by the 256
+    per_warp = (k.registers * 32 + 255) // 256 * 256
+    return per_warp * ((threads + 31) // 32) <= 65_536
+
+
 def test_every_kernel_can_be_launched(kernels: list[Kernel]) -> None:
-    for k in kernels:
-        # the longest name that fits
-        (threads,) = [THREADS[name] for name in THREADS if re.match(rf"{name}(?![\w])", k.name)]
-        # registers are handed out to warps by the 256
-        per_warp = (k.registers * 32 + 255) // 256 * 256
-        assert per_warp * ((threads + 31) // 32) <= 65_536, k
+    assert [k for k in kernels if not can_be_launched(k)] == []
+
+
+def test_the_losses_kernels_do_not_spill(compiled_losses: tuple[Path, str]) -> None:
+    folder, arch = compiled_losses
+    kernels = reported(folder, LOSS_SOURCES)
+    assert {k.arch for k in kernels} == {arch}
+    assert len({k.name for k in kernels}) == len(kernels) == 13
+    assert [k for k in kernels if k.spills or k.stack] == []
+    assert [k for k in kernels if not can_be_launched(k)] == []
+    # two blocks to a multiprocessor keep 64 KB of loads under way
+    streaming = [k for k in kernels if k.name in ("loss_elements<float>", "loss_columns<float>")]
+    assert len(streaming) == 2
+    assert [k for k in streaming if k.registers > 128] == []
+
+
+#: 128-bit accesses of the kernels that stream float32: x_hat and x, two each, and the gradient's.
+WIDE_ACCESSES = {
+    "loss_elements<float>": (4, 2),
+    "loss_rows<float>": (4, 2),
+    "loss_columns<float>": (4, 2),
+    "scale_all": (1, 1),
+}
+
+
+def test_the_losses_move_16_bytes_at_a_time(compiled_losses: tuple[Path, str]) -> None:
+    folder, arch = compiled_losses
+    command = [cuobjdump(), "--dump-sass", "--gpu-architecture", f"sm_{arch}"]
+    text = readable("".join(run([*command, str(folder / f"{n}.o")]) for n in LOSS_SOURCES))
+    parts = re.split(r"Function : (?:void )?", text)[1:]
+    machine = {part.partition("(")[0].split()[0]: part for part in parts}
+    for name, (loads, stores) in WIDE_ACCESSES.items():
+        assert len(re.findall(r"LD(?:G)?\.E(?:\.\w+)*\.128", machine[name])) >= loads, name
+        assert len(re.findall(r"ST(?:G)?\.E(?:\.\w+)*\.128", machine[name])) >= stores, name
 
 
 @pytest.fixture(scope="module")

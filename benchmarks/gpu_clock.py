@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Call = Callable[[Tensor], Any]
+Inputs = Tensor | tuple[Tensor, ...]
+Call = Callable[[Any], Any]
 
 WARM_UP_SECONDS = 0.2  # clocks and caches settle
 REPLAY_SECONDS = 0.02  # of one replay: long against its launch
@@ -45,19 +46,34 @@ def _timing(seconds: Sequence[float], how: str) -> Timing:
     return Timing(statistics.median(us), how, len(us), min(us), max(us))
 
 
-def copies(x: Tensor) -> list[Tensor]:
+def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+    return (inputs,) if isinstance(inputs, Tensor) else inputs
+
+
+def _on_gpu(inputs: Inputs) -> bool:
+    return _tensors(inputs)[0].device.type == "cuda"
+
+
+def _clone(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.clone()
+    return tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in inputs)
+
+
+def copies(inputs: Inputs, most: int = MOST_COPIES) -> list[Any]:
     """Equal inputs at different addresses, so many that a round of them does not fit the cache."""
-    if x.device.type != "cuda":
-        return [x]
-    cache = torch.cuda.get_device_properties(x.device).L2_cache_size
-    bytes_ = x.numel() * x.element_size()
-    count = min(MOST_COPIES, math.ceil(PAST_THE_CACHE * cache / max(1, bytes_)))
-    return [x, *(x.clone() for _ in range(count - 1))]
+    if not _on_gpu(inputs):
+        return [inputs]
+    tensors = _tensors(inputs)
+    cache = torch.cuda.get_device_properties(tensors[0].device).L2_cache_size
+    bytes_ = sum(t.numel() * t.element_size() for t in tensors)
+    count = min(most, math.ceil(PAST_THE_CACHE * cache / max(1, bytes_)))
+    return [inputs, *(_clone(inputs) for _ in range(count - 1))]
 
 
-def single(call: Call, inputs: Sequence[Tensor], seconds: float, fewest: int = 1) -> Timing:
+def single(call: Call, inputs: Sequence[Any], seconds: float, fewest: int = 1) -> Timing:
     """Calls one by one, each between two events: what includes waits of the host."""
-    clock = _event_clock if inputs[0].device.type == "cuda" else _host_clock
+    clock = _event_clock if _on_gpu(inputs[0]) else _host_clock
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < fewest or (time.perf_counter() < end and len(times) < MOST_CALLS):
@@ -65,7 +81,7 @@ def single(call: Call, inputs: Sequence[Tensor], seconds: float, fewest: int = 1
     return _timing(times, "single")
 
 
-def _event_clock(call: Call, x: Tensor) -> float:
+def _event_clock(call: Call, x: Inputs) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -75,15 +91,15 @@ def _event_clock(call: Call, x: Tensor) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _host_clock(call: Call, x: Tensor) -> float:
+def _host_clock(call: Call, x: Inputs) -> float:
     start = time.perf_counter()
     call(x)
     return time.perf_counter() - start
 
 
-def graph(call: Call, inputs: Sequence[Tensor], seconds: float) -> Timing:
+def graph(call: Call, inputs: Sequence[Any], seconds: float) -> Timing:
     """Replays of a CUDA graph that holds one or more rounds over the inputs."""
-    if inputs[0].device.type != "cuda":
+    if not _on_gpu(inputs[0]):
         return single(call, inputs, seconds)
     estimate = single(call, inputs, WARM_UP_SECONDS, fewest=3).us / 1e6
     rounds = max(1, round(min(REPLAY_SECONDS / estimate, MOST_CALLS) / len(inputs)))
@@ -103,7 +119,7 @@ def graph(call: Call, inputs: Sequence[Tensor], seconds: float) -> Timing:
         captured.replay()
         torch.cuda.synchronize()
 
-    def replay(_: Tensor) -> None:
+    def replay(_: Any) -> None:
         captured.replay()
 
     times: list[float] = []
@@ -113,17 +129,17 @@ def graph(call: Call, inputs: Sequence[Tensor], seconds: float) -> Timing:
     return _timing(times, "graph")
 
 
-def host(call: Call, x: Tensor, calls: int = 100) -> float:
+def host(call: Call, x: Inputs, calls: int = 100) -> float:
     """Microseconds of Python and launching in one call that nothing waits for."""
     for _ in range(3):
         call(x)
-    if x.device.type == "cuda":
+    if _on_gpu(x):
         torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(calls):
         call(x)
     us = (time.perf_counter() - start) / calls * 1e6
-    if x.device.type == "cuda":
+    if _on_gpu(x):
         torch.cuda.synchronize()
     return us
 

@@ -83,14 +83,6 @@ def _svd_cases(small: bool) -> dict[str, Tensor]:
     return cases
 
 
-def move(case: Tensor, device: torch.device) -> Tensor:
-    """To a device in the same layout: a plain copy would make it dense."""
-    storage = torch.empty(0, dtype=case.dtype)
-    storage.set_(case.untyped_storage())  # type: ignore[call-overload]
-    moved = storage.to(device)
-    return moved.as_strided(case.shape, case.stride(), case.storage_offset())
-
-
 CHECKED = 8  # matrices of a batch that are held against float64
 
 

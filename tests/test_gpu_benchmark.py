@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaekern import testing
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
@@ -35,14 +37,33 @@ def test_dry_run_checks_and_writes_every_row(modules, tmp_path: Path, capsys) ->
     assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "gpu--dry-run.json").read_text())
     assert result["dry_run"] is True
-    assert {check["operator"] for check in result["checks"]} == {"right_svd", "assignment"}
+    checked = {"right_svd", "assignment", "loss", "tests on the device", "compute-sanitizer"}
+    assert {check["operator"] for check in result["checks"]} == checked
     assert all(check["passed"] for check in result["checks"])
     assert len(result["rows"]) == sum(len(o.small) for o in operators.OPERATORS)
+    objectives = [row["objective"] for row in result["losses"]]
+    assert objectives == [o.name for o in gpu.gpu_losses.OBJECTIVES]
+    for row in result["losses"]:
+        for variant in row["variants"].values():
+            assert variant["kernel"]["us"] > 0
+            assert variant["host_us"] > 0
     for row in result["rows"]:
         assert row["kernel"]["us"] > 0
         assert all("us" in other for other in row["baselines"].values())
     table = (tmp_path / "gpu--dry-run.txt").read_text()
     assert table in capsys.readouterr().out
+
+
+def test_a_wrong_loss_fails(modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, *_ = modules
+    arguments = ["--dry-run", "--checks-only", "--no-tests", "--only", "loss"]
+    arguments += ["--out", str(tmp_path)]
+    assert gpu.main(arguments) == 0
+    right = gpu.gpu_losses.reference.gaussian_kl
+    monkeypatch.setattr(
+        gpu.gpu_losses.reference, "gaussian_kl", lambda *given: right(*given) * (1 + 1e-5)
+    )
+    assert gpu.main(arguments) == 1
 
 
 def test_a_wrong_kernel_fails(modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +77,12 @@ def test_a_wrong_kernel_fails(modules, tmp_path: Path, monkeypatch: pytest.Monke
     for kernel in planted.values():
         wrong = dataclasses.replace(operators.RIGHT_SVD, kernel=kernel)
         monkeypatch.setattr(gpu, "OPERATORS", (wrong,))
-        assert gpu.main(["--dry-run", "--checks-only", "--out", str(tmp_path)]) == 1
+        assert gpu.main(["--dry-run", "--checks-only", "--no-tests", "--out", str(tmp_path)]) == 1
 
 
-def test_moving_keeps_the_layout(modules) -> None:
-    *_, operators = modules
+def test_moving_keeps_the_layout() -> None:
     case = torch.randn(3, 8, 6)[1:, ::2, 1::2]
-    moved = operators.move(case, torch.device("cpu"))
+    moved = testing.moved(case, torch.device("cpu"))
     assert torch.equal(moved, case)
     assert (moved.stride(), moved.storage_offset()) == (case.stride(), case.storage_offset())
 

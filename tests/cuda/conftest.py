@@ -155,7 +155,7 @@ def emulated_objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     """The losses' kernels as one object, and the compiler."""
     cxx, folder = _compiler(), tmp_path_factory.mktemp("emulated_losses")
     source = Path(__file__).parent / "emulated_losses.cpp"
-    _run([cxx, *COMMON, "-O2", *FOLDERS, "-c", str(source), "-o", str(folder / "losses.o")])
+    _run([cxx, *COMMON, "-O1", *FOLDERS, "-c", str(source), "-o", str(folder / "losses.o")])
     return folder, cxx
 
 

@@ -19,6 +19,7 @@ namespace cuda {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+#define VAEKERN_ALIGNED(p, bytes)  // the device itself checks
 #define VAEKERN_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
@@ -91,11 +92,13 @@ struct alignas(sizeof(T) * N) Vector {
 
 template <class T, int N>
 VAEKERN_DEVICE Vector<T, N> load_vector(const void* p) {
+  VAEKERN_ALIGNED(p, sizeof(Vector<T, N>));
   return *static_cast<const Vector<T, N>*>(p);
 }
 
 template <class T, int N>
 VAEKERN_DEVICE void store_vector(void* p, const Vector<T, N>& v) {
+  VAEKERN_ALIGNED(p, sizeof(Vector<T, N>));
   *static_cast<Vector<T, N>*>(p) = v;
 }
 

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent.parent
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 #: In which order the threads of a block run between two barriers.
 ORDERS = {"forward": 0, "backward": 1, "shuffled": 2}
+#: What the emulation can leave out.
+FAULTS = {"none": 0, "block": 1, "barrier": 2, "launch": 3, "ticket": 4}
 
 
 class EmulatedKernels:
@@ -135,8 +137,11 @@ class EmulatedLosses:
             setattr(self, slot, getattr(self.native, slot))
         self.set()
 
-    def set(self, order: str = "forward", shared_memory: int = 232_448) -> None:
+    def set(
+        self, order: str = "forward", shared_memory: int = 232_448, fault: str = "none"
+    ) -> None:
         self.library.set_emulator(ORDERS[order], shared_memory)
+        self.library.set_fault(FAULTS[fault])
 
     def writes_gradients(
         self, objective: int, x_hat: Tensor | None, x: Tensor | None, grad_x: bool, double: bool
@@ -188,6 +193,7 @@ def emulation(
     backends._forget()
     emulated_losses.set()
     yield emulated_losses
+    emulated_losses.set()
     backends._forget()
 
 

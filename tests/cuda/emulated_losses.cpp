@@ -27,12 +27,14 @@ void run_loss(const LossArgs& args) {
   constexpr int64_t GUARD_UNITS = 32;
   const double nan = std::nan("");
   std::vector<Unit> workspace(units + GUARD_UNITS, Unit{{nan, nan}});
-  unsigned ticket = 0;
+  const unsigned left = emulator::fault == emulator::Fault::ticket;
+  unsigned ticket = left;
   cuda::Launch to;
   to.workspace = workspace.data();
   to.ticket = &ticket;
+  emulator::launches_before = emulator::launches;
   require(cuda::loss(args, to) == 0, "the loss could not be emulated");
-  require(ticket == 0, "the ticket is not as it was");
+  require(ticket == left, "the ticket is not as it was");
   for (int64_t k = units; k < units + GUARD_UNITS; ++k)
     require(std::isnan(workspace[k].numbers[0]), "the workspace is overrun");
 }
@@ -71,6 +73,10 @@ __attribute__((visibility("default"))) int writes_gradients(int objective, int64
 __attribute__((visibility("default"))) void set_emulator(int order, int shared_memory_limit) {
   emulator::order = emulator::Order(order);
   emulator::shared_memory_limit = shared_memory_limit;
+}
+
+__attribute__((visibility("default"))) void set_fault(int fault) {
+  emulator::fault = emulator::Fault(fault);
 }
 
 __attribute__((visibility("default"))) int64_t launches() { return emulator::launches; }

@@ -38,10 +38,15 @@ inline Order order = Order::forward;
 inline int shared_memory_limit = 232448;
 inline int64_t launches = 0;
 
+// What a test plants, to see it found.
+enum class Fault { none, block, barrier, launch, ticket };
+inline Fault fault = Fault::none;
+inline int64_t launches_before = 0;  // this call; Fault::launch forgets all but its first
+
 struct Fiber {
   void* stack_pointer = nullptr;
   std::unique_ptr<char[]> stack;
-  enum { ready, at_block_barrier, at_warp_barrier, done } state = ready;
+  enum { ready, at_block_barrier, at_warp_barrier, stuck, done } state = ready;
   int exchanges = 0;
 };
 
@@ -53,6 +58,7 @@ struct Warp {
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline std::vector<double> shared_memory;
+inline bool misaligned = false;
 inline int current = 0, block_waiting = 0, alive = 0, vote = 0;
 inline void* scheduler_stack_pointer = nullptr;
 inline void (*entry)() = nullptr;
@@ -109,7 +115,16 @@ inline void release_warp(int w) {
     if (fibers[k].state == Fiber::at_warp_barrier) fibers[k].state = Fiber::ready;
 }
 
+// A GPU ends the kernel where a vector does not lie on a multiple of its size; some CPUs do not.
+inline void require_aligned(const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes == 0) return;
+  misaligned = true;
+  fibers[current].state = Fiber::stuck;
+  yield();
+}
+
 inline void block_barrier() {
+  if (fault == Fault::barrier) return;
   fibers[current].state = Fiber::at_block_barrier;
   ++block_waiting;
   yield();
@@ -181,6 +196,7 @@ inline const char* run_block(int threads) {
   warps.assign((threads + 31) / 32, Warp());
   alive = threads;
   block_waiting = 0;
+  misaligned = false;
   for (int k = 0; k < threads; ++k) {
     Fiber& f = fibers[k];
     if (!f.stack) f.stack.reset(new char[STACK]);
@@ -210,6 +226,7 @@ inline const char* run_block(int threads) {
       release_block();
       ran = true;
     }
+    if (misaligned) return "a vector that does not lie on a multiple of its size";
     if (!ran) return "a barrier that not every thread reaches";
   }
   return nullptr;
@@ -217,6 +234,7 @@ inline const char* run_block(int threads) {
 
 }  // namespace emulator
 
+#define VAEKERN_ALIGNED(p, bytes) ::emulator::require_aligned(p, bytes)
 #define threadIdx (::emulator::thread)
 #define blockIdx (::emulator::block)
 #define blockDim (::emulator::block_size)
@@ -330,13 +348,16 @@ int launch(void (*kernel)(Arguments), int64_t blocks, int threads, size_t shared
   ::emulator::entry = [] { kernel_now(*arguments_now); };
   ::emulator::block_size.x = unsigned(threads);
   ::emulator::grid_size.x = unsigned(blocks);
-  ++::emulator::launches;
+  using ::emulator::Fault;
+  const bool first = ::emulator::launches++ == ::emulator::launches_before;
+  if (::emulator::fault == Fault::launch && !first) return 0;
   for (int64_t n = 0; n < blocks; ++n) {
     // which block is the last one to finish is a choice, too
     const int64_t b = ::emulator::order == ::emulator::Order::forward ? n
                       : ::emulator::order == ::emulator::Order::backward
                           ? blocks - 1 - n
                           : ::emulator::mixed(n, blocks);
+    if (::emulator::fault == Fault::block && n == blocks / 2) continue;
     ::emulator::block.x = unsigned(b);
     auto& memory = ::emulator::shared_memory;
     memory.assign((shared + 7) / 8 + GUARD, std::nan(""));

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,51 @@ def test_scale(emulation) -> None:
     grads[0][0] = torch.nan
     emulation.scale(*grads, None, None, torch.tensor(1.0, dtype=torch.float64), 1)
     assert all(torch.equal(a, b) for a, b in zip(grads[1:], wanted[1:], strict=True))
+
+
+#: Position among the arguments of a loss (backends.LossKernels), and what stands there instead.
+WRONG_ARGUMENTS: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "KL left out": (26, lambda beta: 0.0),
+    "another eps": (27, lambda eps: 0.2),
+    "another reduction": (25, lambda code: (code + 1) % 3),
+    "another batch's statistics": (11, lambda t: t if t is None else t.mul_(1.1)),
+}
+#: fault -> an operator that meets it, the shape, and what is left out of the emulation.
+PLANTED: dict[str, tuple[str, tuple[int, ...], str]] = {
+    "KL left out": ("GaussianVAELoss-iso-i-mle", (4, 2, 17), "none"),
+    "another eps": ("mle_nll-diag-i-None-batchmean-L0", (4, 2, 17), "none"),
+    "another reduction": ("mle_nll-iso-d-None-batchmean-L0", (4, 2, 17), "none"),
+    "another batch's statistics": ("mle_nll-iso-i-None-batchmean-L0", (4, 2, 17), "none"),
+    "a block forgotten": ("mle_nll-diag-d-None-batchmean-L0", (3, 1, 300), "block"),
+    "a barrier forgotten": ("mle_nll-iso-d-None-batchmean-L0", (3, 1, 300), "barrier"),
+    "the second launch forgotten": ("mle_nll-diag-i-None-batchmean-L0", (1100, 1, 33), "launch"),
+    "a ticket left behind": ("mle_nll-diag-d-None-batchmean-L0", (3, 1, 300), "ticket"),
+}
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("fault", list(PLANTED))
+def test_a_planted_fault_is_seen(emulation, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, shape, left_out = PLANTED[fault]
+    operator = next(o for o in OPERATORS if o.name == name)
+    inputs = testing.draw(operator, shape, torch.float32, "contiguous")
+    assert testing.compare(operator, inputs, "cuda") == []
+    emulation.set(fault=left_out)
+    if fault in WRONG_ARGUMENTS:
+        real, (position, wrong) = emulation.loss, WRONG_ARGUMENTS[fault]
+
+        def faulty(*args: Any) -> None:
+            backward = args[10] is None
+            if position != 11 or backward:
+                args = (*args[:position], wrong(args[position]), *args[position + 1 :])
+            real(*args)
+
+        monkeypatch.setattr(emulation, "loss", faulty)
+    try:
+        found = testing.compare(operator, inputs, "cuda")
+    except RuntimeError as error:
+        found = [str(error)]
+    assert found
 
 
 def _check(emulated_objects: tuple[Path, str], *arguments: str) -> None:

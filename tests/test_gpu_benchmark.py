@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,35 @@ def test_a_wrong_kernel_fails(modules, tmp_path: Path, monkeypatch: pytest.Monke
         wrong = dataclasses.replace(operators.RIGHT_SVD, kernel=kernel)
         monkeypatch.setattr(gpu, "OPERATORS", (wrong,))
         assert gpu.main(["--dry-run", "--checks-only", "--no-tests", "--out", str(tmp_path)]) == 1
+
+
+def test_building_takes_from_the_time(modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, *_ = modules
+    clock, commands = iter([100.0, 190.0]), []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "build", lambda: None)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
+    assert gpu.main(["--only", "loss", "--seconds", "500"]) == 3
+    assert commands[0][2:] == ["--only", "loss", "--seconds", "500", "--no-build", "--seconds=410"]
+
+
+def test_what_has_no_time_left_is_skipped(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the tests end within the command's ten minutes, and say what they left out."""
+    plugins = request.config.pluginmanager.get_plugins()
+    suite = next(p for p in plugins if hasattr(p, "pytest_runtest_setup") and hasattr(p, "STARTED"))
+    monkeypatch.setattr(request.config.option, "seconds", 1e9)
+    suite.pytest_runtest_setup(request.node)
+    monkeypatch.setattr(request.config.option, "seconds", 0.0)
+    with pytest.raises(pytest.skip.Exception, match="out of time"):
+        suite.pytest_runtest_setup(request.node)
 
 
 def test_moving_keeps_the_layout() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -31,24 +33,38 @@ def backend(request: pytest.FixtureRequest) -> str:
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_dtypes_and_layouts(operator: testing.Operator, backend: str) -> None:
-    for dtype in DTYPES:
-        for layout in LAYOUTS:
-            torch.manual_seed(0)  # what test_conformance draws
-            inputs = testing.draw(operator, IMAGES, dtype, layout)
-            if layout == "expanded" and "scale_tril" in inputs:
-                inputs["scale_tril"] = inputs["scale_tril"].contiguous()
-            assert testing.compare(operator, inputs, backend, CUDA) == [], (dtype, layout)
+def agrees(operator: testing.Operator, backend: str, shape, dtype: torch.dtype, layout: str):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)  # what test_conformance draws
+    inputs = testing.draw(operator, shape, dtype, layout)
+    if layout == "expanded" and "scale_tril" in inputs:
+        inputs["scale_tril"] = inputs["scale_tril"].contiguous()
+    assert testing.compare(operator, inputs, backend, CUDA) == [], (shape, dtype, layout)
 
 
+#: In turn, from another start for each operator: Triton compiles for every one of them.
+DTYPES_AND_LAYOUTS = list(itertools.product(DTYPES, LAYOUTS))
+NUMBERED = [pytest.param(i, o, id=o.name) for i, o in enumerate(OPERATORS)]
+
+
+@pytest.mark.parametrize(("number", "operator"), NUMBERED)
+def test_dtypes_and_layouts(number: int, operator: testing.Operator, backend: str) -> None:
+    for dtype, layout in DTYPES_AND_LAYOUTS[number % 5 :: 5]:
+        agrees(operator, backend, IMAGES, dtype, layout)
+
+
+@pytest.mark.parametrize(("number", "operator"), NUMBERED)
+def test_shapes(number: int, operator: testing.Operator, backend: str) -> None:
+    for k, shape in enumerate(SHAPES, number):
+        agrees(operator, backend, shape, DTYPES[k % 2], "contiguous")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_shapes(operator: testing.Operator, backend: str) -> None:
-    for shape in SHAPES:
-        for dtype in (torch.float64, torch.float32):
-            torch.manual_seed(0)  # what test_conformance draws
-            inputs = testing.draw(operator, shape, dtype, "contiguous")
-            assert testing.compare(operator, inputs, backend, CUDA) == [], (shape, dtype)
+def test_every_dtype_layout_and_shape(operator: testing.Operator, backend: str) -> None:
+    for dtype, layout in DTYPES_AND_LAYOUTS:
+        agrees(operator, backend, IMAGES, dtype, layout)
+    for shape, dtype in itertools.product(SHAPES, DTYPES[:2]):
+        agrees(operator, backend, shape, dtype, "contiguous")
 
 
 def test_same_bits_again(backend: str) -> None:

@@ -83,7 +83,6 @@ template <class C, int N>
 VAEKERN_DEVICE void reconstruct_tile(const Loss& a, double* scratch, C* memory) {
   constexpr DType HELD = dtype_of<C>;
   constexpr int SLOTS = TILE / N, STEP = TILE_THREADS / SLOTS;
-  const double weights = sum_of_weights(a, scratch);
   const int slot = int(threadIdx.x) % SLOTS;
   const int64_t tile = int64_t(blockIdx.x) % a.tiles, chunk = int64_t(blockIdx.x) / a.tiles;
   const int64_t first = tile * TILE, f = first + slot * N;
@@ -102,12 +101,12 @@ VAEKERN_DEVICE void reconstruct_tile(const Loss& a, double* scratch, C* memory) 
 #pragma unroll 1
   for (int64_t b = start + int(threadIdx.x) / SLOTS; inside && b < end; b += STEP) {
     const Row row(a, b);
-    const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x);
+    const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x(a));
     C x[N], r[N], slope[N], square[N] = {};
 #pragma unroll 1
     for (int64_t l = 0; l < a.L; ++l) {
       const Raw<C, N> raw =
-          fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat);
+          fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat(a));
       if (l == 0) widen(raw_x, a.x.dtype, x);
       residual(a, raw, x, r, slope);
 #pragma unroll
@@ -140,6 +139,7 @@ VAEKERN_DEVICE void reconstruct_tile(const Loss& a, double* scratch, C* memory) 
       wq[i] += __shfl_xor_sync(ALL_LANES, wq[i], mask);
     }
   }
+  const double weights = sum_of_weights(a, scratch);  // here, not across the loop in registers
   const int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
   if (lane < SLOTS) {
 #pragma unroll
@@ -200,11 +200,9 @@ VAEKERN_DEVICE void reconstruct_tile(const Loss& a, double* scratch, C* memory) 
         gx[i] -= d[i];
       }
       if (a.grad_x_hat.present)
-        store<C, N>(a.grad_x_hat.dtype,
-                    row.grad_x_hat + l * a.grad_x_hat.stride_l * a.grad_x_hat.item + at.grad_x_hat,
-                    d);
+        store<C, N>(a.grad_x_hat.dtype, row.grad_x_hat(a, l) + at.grad_x_hat(a), d);
     }
-    if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x + at.grad_x, gx);
+    if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x(a) + at.grad_x(a), gx);
   }
 }
 

@@ -54,8 +54,8 @@ template <class C, int N>
 VAEKERN_DEVICE void element(const Loss& a, const Row& row, int64_t b, int64_t f,
                             const RowWeights<C>& w, double (&sums)[2]) {
   const Place<N> at(a, f);
-  const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x);
-  Raw<C, N> raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + at.x_hat);
+  const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x(a));
+  Raw<C, N> raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + at.x_hat(a));
   C x[N], r[N], slope[N], q[N] = {}, factor[N], terms = C(0);
   widen(raw_x, a.x.dtype, x);
 #pragma unroll 1
@@ -67,7 +67,7 @@ VAEKERN_DEVICE void element(const Loss& a, const Row& row, int64_t b, int64_t f,
       r[i] *= slope[i];
     }
     if (++l == a.L) break;
-    raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat);
+    raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat(a));
   }
   if (a.L > 1) {
 #pragma unroll

@@ -134,28 +134,47 @@ VAEKERN_DEVICE double sum_of(const C (&x)[N]) {
   }
 }
 
-// Where the tensors' rows of one sample begin.
+// Where the tensors' rows of one sample begin; of the gradients only when they are written.
 struct Row {
+  int64_t b;
   const char *x_hat, *x;
-  char *grad_x_hat, *grad_x;
 
   VAEKERN_DEVICE Row(const Loss& a, int64_t b)
-      : x_hat(row_of(a.x_hat, 0, b)),
-        x(row_of(a.x, 0, b)),
-        grad_x_hat(const_cast<char*>(row_of(a.grad_x_hat, 0, b))),
-        grad_x(const_cast<char*>(row_of(a.grad_x, 0, b))) {}
+      : b(b), x_hat(row_of(a.x_hat, 0, b)), x(row_of(a.x, 0, b)) {}
+  VAEKERN_DEVICE char* grad_x_hat(const Loss& a, int64_t l) const {
+    return const_cast<char*>(row_of(a.grad_x_hat, l, b));
+  }
+  VAEKERN_DEVICE char* grad_x(const Loss& a) const {
+    return const_cast<char*>(row_of(a.grad_x, 0, b));
+  }
 };
 
-// ... and where a feature lies in them, in bytes
+// ... and where a feature lies in them, in bytes: of several features made when it is asked for,
+// which takes less than registers that hold it meanwhile.
 template <int N>
 struct Place {
-  int64_t x_hat, x, grad_x_hat, grad_x;
+  int64_t f;
+
+  VAEKERN_DEVICE Place(const Loss&, int64_t f) : f(f) {}
+  VAEKERN_DEVICE int64_t x_hat(const Loss& a) const { return f * a.x_hat.item; }
+  VAEKERN_DEVICE int64_t x(const Loss& a) const { return f * a.x.item; }
+  VAEKERN_DEVICE int64_t grad_x_hat(const Loss& a) const { return f * a.grad_x_hat.item; }
+  VAEKERN_DEVICE int64_t grad_x(const Loss& a) const { return f * a.grad_x.item; }
+};
+
+template <>
+struct Place<1> {
+  int64_t of_x_hat, of_x, of_grad_x_hat, of_grad_x;
 
   VAEKERN_DEVICE Place(const Loss& a, int64_t f)
-      : x_hat(feature_offset<N>(a.axes, a.x_hat, f)),
-        x(feature_offset<N>(a.axes, a.x, f)),
-        grad_x_hat(a.grad_x_hat.present ? feature_offset<N>(a.axes, a.grad_x_hat, f) : 0),
-        grad_x(a.grad_x.present ? feature_offset<N>(a.axes, a.grad_x, f) : 0) {}
+      : of_x_hat(feature_offset<1>(a.axes, a.x_hat, f)),
+        of_x(feature_offset<1>(a.axes, a.x, f)),
+        of_grad_x_hat(a.grad_x_hat.present ? feature_offset<1>(a.axes, a.grad_x_hat, f) : 0),
+        of_grad_x(a.grad_x.present ? feature_offset<1>(a.axes, a.grad_x, f) : 0) {}
+  VAEKERN_DEVICE int64_t x_hat(const Loss&) const { return of_x_hat; }
+  VAEKERN_DEVICE int64_t x(const Loss&) const { return of_x; }
+  VAEKERN_DEVICE int64_t grad_x_hat(const Loss&) const { return of_grad_x_hat; }
+  VAEKERN_DEVICE int64_t grad_x(const Loss&) const { return of_grad_x; }
 };
 
 // The gradients of N features with their factors, w_b / L included. d is r act' of the only
@@ -168,15 +187,15 @@ VAEKERN_DEVICE void write_gradients(const Loss& a, const Row& row, const Place<N
   if (!again) {
 #pragma unroll
     for (int i = 0; i < N; ++i) d[i] *= factor[i];
-    return store<C, N>(a.grad_x_hat.dtype, row.grad_x_hat + at.grad_x_hat, d);
+    return store<C, N>(a.grad_x_hat.dtype, row.grad_x_hat(a, 0) + at.grad_x_hat(a), d);
   }
   C gx[N] = {};
 #pragma unroll 1
   for (int64_t l = 0; l < a.L; ++l) {
     C x[N], r[N], slope[N];
     const Raw<C, N> raw =
-        fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat);
-    widen(fetch<C, N>(a.x.dtype, row.x + at.x), a.x.dtype, x);
+        fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat(a));
+    widen(fetch<C, N>(a.x.dtype, row.x + at.x(a)), a.x.dtype, x);
     residual(a, raw, x, r, slope);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -185,11 +204,9 @@ VAEKERN_DEVICE void write_gradients(const Loss& a, const Row& row, const Place<N
       r[i] *= slope[i];
     }
     if (a.grad_x_hat.present)
-      store<C, N>(a.grad_x_hat.dtype,
-                  row.grad_x_hat + l * a.grad_x_hat.stride_l * a.grad_x_hat.item + at.grad_x_hat,
-                  r);
+      store<C, N>(a.grad_x_hat.dtype, row.grad_x_hat(a, l) + at.grad_x_hat(a), r);
   }
-  if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x + at.grad_x, gx);
+  if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x(a) + at.grad_x(a), gx);
 }
 
 }  // namespace cuda

@@ -32,12 +32,12 @@ VAEKERN_DEVICE void reconstruct_rows(const Loss& a, double* scratch, C* memory) 
     sweep<C>(span, rank, a.group, [&](auto number, int64_t f, int64_t slot) {
       constexpr int N = decltype(number)::value;
       const Place<N> at(a, f);
-      const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x);
+      const Raw<C, N> raw_x = fetch<C, N>(a.x.dtype, row.x + at.x(a));
       C x[N], r[N], slope[N], q[N] = {};
 #pragma unroll 1
       for (int64_t l = 0; l < a.L; ++l) {
-        const Raw<C, N> raw =
-            fetch<C, N>(a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat);
+        const Raw<C, N> raw = fetch<C, N>(
+            a.x_hat.dtype, row.x_hat + l * a.x_hat.stride_l * a.x_hat.item + at.x_hat(a));
         if (l == 0) widen(raw_x, a.x.dtype, x);
         residual(a, raw, x, r, slope);
 #pragma unroll
@@ -67,8 +67,8 @@ VAEKERN_DEVICE void reconstruct_rows(const Loss& a, double* scratch, C* memory) 
     for (int i = 0; i < N; ++i) factor[i] = common;
     if (!a.hold) {
       C x[N], d[N], slope[N];
-      const Raw<C, N> raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + at.x_hat);
-      widen(fetch<C, N>(a.x.dtype, row.x + at.x), a.x.dtype, x);
+      const Raw<C, N> raw = fetch<C, N>(a.x_hat.dtype, row.x_hat + at.x_hat(a));
+      widen(fetch<C, N>(a.x.dtype, row.x + at.x(a)), a.x.dtype, x);
       residual(a, raw, x, d, slope);
 #pragma unroll
       for (int i = 0; i < N; ++i) d[i] *= slope[i];
@@ -85,11 +85,9 @@ VAEKERN_DEVICE void reconstruct_rows(const Loss& a, double* scratch, C* memory) 
         gx[i] -= d[i];
       }
       if (a.grad_x_hat.present)
-        store<C, N>(a.grad_x_hat.dtype,
-                    row.grad_x_hat + l * a.grad_x_hat.stride_l * a.grad_x_hat.item + at.grad_x_hat,
-                    d);
+        store<C, N>(a.grad_x_hat.dtype, row.grad_x_hat(a, l) + at.grad_x_hat(a), d);
     }
-    if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x + at.grad_x, gx);
+    if (a.grad_x.present) store<C, N>(a.grad_x.dtype, row.grad_x(a) + at.grad_x(a), gx);
   });
 }
 

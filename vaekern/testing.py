@@ -154,7 +154,8 @@ def _module(covariance: str, estimate: str, full: bool) -> Operator:
         else:
             variance = {"variance": 0.7} if estimate == "fixed" else {}
             loss = GaussianVAELoss(covariance, estimate, beta=0.5, **variance)  # type: ignore[arg-type]
-            loss = loss.to(t["x"].device, t["x"].dtype if estimate == "fixed" else None)
+            loss = loss.to(t["x"].device)
+            loss = loss.to(t["x"].dtype) if estimate == "fixed" else loss
         return loss(**t)
 
     name = f"GaussianVAELoss-{covariance}-{estimate}{'-full' if full else ''}"

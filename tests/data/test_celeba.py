@@ -162,6 +162,8 @@ def test_damaged_lists(tmp_path: Path):
     assert "000005.png is missing" in text
     path.write_text("".join(f"{i:06}.png 0\n" for i in range(1, 5)))
     assert "4 images for training and 0 for testing" in message(f"celeba:{tmp_path}")
+    path.write_text("".join(f"{min(i, 3):06}.png {i % 3}\n" for i in range(1, 5)))
+    assert f"line 4 of {path} lists 000003.png a second time" in message(f"celeba:{tmp_path}")
 
 
 def test_celeba_hq(tmp_path: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from vaekern import data
+from vaekern.data.source import ReadOptions
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 5), dtype=np.uint8)
 LABELS = (np.arange(20) % 4).astype(np.uint8)
@@ -152,7 +155,7 @@ GOOD = idx_bytes(IMAGES)  # 16 bytes of header and 20 * 6 * 5 = 600 of values
             ["truncated", str((2**32 - 1) ** 3), "found 0"],
             id="huge header",
         ),
-        pytest.param(gzip.compress(GOOD)[:-60], ["truncated", "600 bytes"], id="cut gzip"),
+        pytest.param(gzip.compress(GOOD)[:-60], ["truncated", "no end"], id="cut gzip"),
         pytest.param(gzip.compress(GOOD)[:-8] + b"\0" * 8, ["damaged gzip"], id="gzip checksum"),
         pytest.param(idx_bytes(LABELS), ["shape", "[20]"], id="labels for images"),
     ],
@@ -166,6 +169,19 @@ def test_damaged_idx_files_say_what_was_expected_and_found(
     assert str(path) in text
     for word in words:
         assert word in text
+
+
+def test_idx_files_that_others_ask_for(tmp_path: Path):
+    for part, images, labels in (("train", IMAGES, LABELS), ("t10k", IMAGES[:6], LABELS[:6])):
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    assert len(data.load(f"idx:{tmp_path}").test) == 6
+    for name in ("t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        text = message(f"idx:{tmp_path}", FileNotFoundError)
+        assert text.startswith(f"{tmp_path / name} is missing, though t10k-labels-idx1-ubyte is")
+        (tmp_path / name).write_bytes(kept)
 
 
 def test_idx_label_count_must_match(tmp_path: Path):
@@ -256,7 +272,7 @@ def with_bad(value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        pytest.param(with_bad(np.nan), ["finite", "1 of 12", "[2, 1]", "nan"], id="nan"),
+        pytest.param(with_bad(np.nan), ["finite", "1 of 12", "in sample 2, is nan"], id="nan"),
         pytest.param(with_bad(-np.inf), ["finite", "-inf"], id="inf"),
         pytest.param(with_bad(1e39), ["finite in float32", "1e+39"], id="overflow"),
         pytest.param(np.array([[1], [2**24 + 1]]), ["16777217", "rescale"], id="big integers"),
@@ -318,6 +334,66 @@ def test_files_of_another_kind(tmp_path: Path):
     assert "nothing" in message(f"npy:{path}")
     np.savez(tmp_path / "two.npz", first=IMAGES, second=IMAGES)
     assert "first, second" in message(f"npy:{tmp_path / 'two.npz'}")
+
+
+def test_headers_that_make_no_sense_are_damage(tmp_path: Path):
+    path = tmp_path / "bad.npy"
+    np.save(path, np.zeros((4, 3), np.float32))
+    good = path.read_bytes()
+    for old, new in (
+        (b"(4, 3)", b"(4, 3 "),
+        (b"(4, 3)", b"(True,3)"),
+        (b"(4, 3)", b"(9**99,)"),
+        (b"'<f4'", b"'<f4"),
+        (b"{", b"\xff"),
+    ):
+        path.write_bytes(good.replace(old, new, 1))
+        text = message(f"npy:{path}")
+        assert text.startswith(str(path))
+        assert "truncated or damaged" in text
+    path.write_bytes(good + bytes(8))
+    assert "goes on for 8 bytes" in message(f"npy:{path}")
+
+
+def test_archives_of_something_else(tmp_path: Path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    assert "readme.txt in" in message(f"npy:{path}")
+    assert "is not an array" in message(f"npy:{path}")
+    np.savez(path, x_train=IMAGES, x_test=np.full((3, 2), np.nan))
+    assert f"x_test of {path}" in message(f"npy:{path}")
+    np.savez(path, x=IMAGES, y=LABELS[:5])
+    assert f"y of {path}" in message(f"npy:{path}")
+    whole = bytearray(path.read_bytes())
+    for flag in (1, 32):  # encrypted; compressed patched data
+        whole[6] = flag
+        whole[whole.find(b"PK\x01\x02") + 8] = flag
+        path.write_bytes(whole)
+        assert "truncated or damaged" in message(f"npy:{path}")
+
+
+def test_only_images_larger_than_they_are_loaded_decide_on_streaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ReadOptions, "too_large", lambda self, size: size > 4 * 20 * 16)
+    np.save(tmp_path / "a.npy", IMAGES)  # 20 images of 6x5
+    path = f"npy:{tmp_path / 'a.npy'}"
+    assert isinstance(data.load(path).train, data.Rows)
+    assert isinstance(data.load(path, image_size=4).train, torch.Tensor)
+    assert isinstance(data.load(path, image_size=5).train, data.Rows)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.npy"
+    np.save(path, np.eye(4))
+
+    def refused(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)  # tests may run as root, who may read anything
+    text = message(f"npy:{path}", PermissionError)
+    assert text.startswith(f"{path} cannot be read (Permission denied); change its permissions")
 
 
 def test_vectors_take_no_image_size(tmp_path: Path):
@@ -411,6 +487,33 @@ def test_folder_errors(tmp_path: Path):
     (tmp_path / "a" / "deep.png").unlink()
     write(tmp_path / "loose.png", IMAGES[0])
     assert "loose.png" in message(f"folder:{tmp_path}")
+
+
+def test_links_in_folders_are_followed_and_named_where_they_lead_nowhere(tmp_path: Path):
+    for i in range(6):
+        write(tmp_path / "elsewhere" / "b" / f"{i}.png", IMAGES[i])
+        write(tmp_path / "set" / "a" / f"{i}.png", IMAGES[i])
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "set" / "a" / "round").symlink_to(tmp_path / "set")  # back up: nothing new there
+    found = data.load(f"folder:{tmp_path / 'set'}", test_fraction=0.5)
+    assert torch.cat([found.train_labels, found.test_labels]).bincount().tolist() == [6, 6]
+    dangling = tmp_path / "set" / "b" / "9.png"
+    dangling.symlink_to(tmp_path / "gone.png")
+    assert str(dangling.name) in message(f"folder:{tmp_path / 'set'}")
+    assert "gone.png, where there is no file" in message(f"folder:{tmp_path / 'set'}")
+
+
+def test_sixteen_bits_of_colour_are_refused(tmp_path: Path):
+    write(tmp_path / "a.png", IMAGES[0])
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)  # 2x2, 16 bits, RGB
+    pixels = zlib.compress(b"".join(b"\0" + bytes(12) for _ in range(2)))
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    content = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert "deep.png has RGB pixels (16-bit" in message(f"folder:{tmp_path}", image_size=2)
 
 
 def test_folder_is_quiet_when_not_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

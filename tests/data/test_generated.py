@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import math
 
@@ -361,8 +362,19 @@ def test_noise_of_another_number_of_classes_and_without_labels():
     # of three shapes the lower half is the first: squares
     assert torch.equal(soft.noise.train_small, soft.train_labels < 1)
     images = data.load("manifold-images:2:40")
-    assert data.load("noisy:spatial:0.01:manifold-images:2:40").noise.train_small.all()
-    assert "has none" in error(lambda: noise.add_noise(images, "conditional", 0.1))
+    # without labels by the first factor, halved at its median in training
+    by_factor = noise.add_noise(images, "conditional", 0.1)
+    small = images.train_factors[:, 0] < images.train_factors[:, 0].median()
+    assert torch.equal(by_factor.noise.train_small, small)
+    changed = (by_factor.train != images.train).flatten(1).any(1)
+    assert torch.equal(changed, small)
+    bare = dataclasses.replace(images, train_factors=None, test_factors=None)
+    assert "has none" in error(lambda: noise.add_noise(bare, "conditional", 0.1))
+    assert noise.add_noise(bare, "spatial", 0.1).noise.train_small.all()
+    one = dataclasses.replace(
+        images, train_labels=torch.zeros(36).long(), test_labels=torch.zeros(4).long()
+    )
+    assert "has one" in error(lambda: noise.add_noise(one, "conditional", 0.1))
     noisy = noise.add_noise(images, "uniform", 0.1)
     assert "noise already" in error(lambda: noise.add_noise(noisy, "uniform", 0.1))
     zero = noise.add_noise(images, "uniform", 0)
@@ -379,6 +391,13 @@ def test_noise_mistakes():
     assert "stream" in error(lambda: data.load("noisy:spatial:0.1:sprites:50", stream=True))
     digits = data.load("digits")
     assert "variance must be finite" in error(lambda: noise.add_noise(digits, "uniform", -1.0))
+    assert "at most" in error(lambda: data.load("noisy:uniform:1e300:digits"))
+    assert data.load("noisy:uniform:1E-2:digits").noise.variance == 0.01
+    for word in ("1.2.3", ".", "nan"):
+        text = error(lambda word=word: data.load(f"noisy:uniform:{word}:digits"))
+        assert "noisy:PATTERN:VARIANCE:SPEC" in text
+    assert "finite in float32" in error(lambda: data.load("synth-lin:1e300"))
+    assert "leave stream out" in error(lambda: data.load("noisy:spatial:0.1:digits", stream=True))
     error(lambda: noise.add_noise(digits, "uniform", "0.1"), TypeError)
     on_disk = data.load("sprites:50", stream=True)
     assert "stream=False" in error(lambda: noise.add_noise(on_disk, "uniform", 0.1))

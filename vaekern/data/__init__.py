@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,14 +68,18 @@ def _read_noisy(argument: str, options: ReadOptions) -> Dataset:
             f"PATTERN of noisy:PATTERN:VARIANCE:SPEC must be one of {', '.join(PATTERNS)}, "
             f"got {pattern!r}{hint}"
         )
-    if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", variance) or not spec:
+    try:
+        number = float(variance)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or not spec:
         raise ValueError(
             f"spec must be written noisy:PATTERN:VARIANCE:SPEC, as in noisy:spatial:0.1:digits, "
             f"got noisy:{argument}"
         )
     # the noise is drawn for a set in memory
     clean = _read(spec, replace(options, stream=False))
-    return add_noise(clean, pattern, float(variance), seed=options.seed)
+    return add_noise(clean, pattern, number, seed=options.seed)
 
 
 # One row per source: a new one is read, listed and suggested from the day its row is here.
@@ -135,7 +139,8 @@ def load(
 
     Raises:
         ValueError: an unknown spec, or data that is damaged, empty, not finite or not numbers.
-        FileNotFoundError: the path does not exist.
+        FileNotFoundError: the path does not exist, or a file beside it is missing.
+        PermissionError: it may not be read.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -146,7 +151,15 @@ def load(
     options = _options(image_size, test_fraction, seed, stream)
     if not isinstance(spec, str):
         raise TypeError(f"spec must be one of {_known()}, got {type(spec).__name__}")
-    return _read(spec, options)
+    try:
+        return _read(spec, options)
+    except PermissionError as error:
+        if error.errno is None:  # a reader's own sentence
+            raise
+        raise PermissionError(
+            f"{error.filename} cannot be read ({error.strerror}); change its permissions, or copy "
+            "it to where you may read it"
+        ) from None
 
 
 def specs() -> list[str]:
@@ -164,7 +177,8 @@ def _read(spec: str, options: ReadOptions) -> Dataset:
         raise ValueError(f"spec {spec!r} must be written {reader.spelling(prefix)}")
     dataset = reader.read(argument, options)
     if options.stream and not isinstance(dataset.train, Rows):
-        options.without_stream(f"the source {prefix!r}", "save its samples with numpy.save")
+        remedy = "leave stream out" if prefix == "noisy" else "save its samples with numpy.save"
+        options.without_stream(f"the source {prefix!r}", remedy)
     return dataset
 
 

@@ -23,7 +23,9 @@ RANGE_SLACK = 1e-5
 CHECKED = 1000
 
 
-def to_samples(array: np.ndarray, source: str, *, part: bool = False) -> tuple[Kind, Tensor]:
+def to_samples(
+    array: np.ndarray, source: str, *, part: bool = False, rows: Tensor | None = None
+) -> tuple[Kind, Tensor]:
     """Recognise [N, D] vectors and [N, H, W], [N, C, H, W] or [N, H, W, C] images (C = 1 or 3).
 
     Where both channel positions fit, the second axis holds the channels.
@@ -32,6 +34,7 @@ def to_samples(array: np.ndarray, source: str, *, part: bool = False) -> tuple[K
         array: the samples.
         source: what to call them in an error.
         part: these are some of a set's samples, and say nothing about all of them.
+        rows: their numbers in the set.
 
     Returns:
         The kind, and float32 samples: [N, D], or [N, C, H, W] in [0, 1].
@@ -44,7 +47,7 @@ def to_samples(array: np.ndarray, source: str, *, part: bool = False) -> tuple[K
     if array.size == 0:
         raise ValueError(f"{source} is empty (shape {shape}); supply at least 2 samples")
     if array.ndim == 2:
-        return "vector", _vectors(array, source)
+        return "vector", _vectors(array, source, rows)
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] in (1, 3):
@@ -56,7 +59,16 @@ def to_samples(array: np.ndarray, source: str, *, part: bool = False) -> tuple[K
             f"{source} must have shape [N, D] (vectors), [N, H, W], [N, C, H, W] or [N, H, W, C] "
             f"with C 1 or 3 (images), got {shape}; reshape it"
         )
-    return "image", _images(array, source, part)
+    return "image", _images(array, source, part, rows)
+
+
+def loaded_shape(shape: Sequence[int], options: ReadOptions) -> tuple[int, ...]:
+    """The shape in which an array is trained on: that of images after `image_size`."""
+    count, *rest = shape
+    if options.image_size is None or len(rest) < 2:
+        return tuple(shape)
+    channels = 1 if len(rest) == 2 else rest[0] if rest[0] in (1, 3) else rest[-1]
+    return count, channels, options.image_size, options.image_size
 
 
 def on_disk(
@@ -75,7 +87,8 @@ def on_disk(
     if 0 in shape:
         to_samples(np.empty(shape, dtype), str(path))  # says that it is empty
     rows = FileRows(path, offset, dtype, shape, prepare)
-    kind, _ = to_samples(rows.stored(spread(len(rows), CHECKED)), f"{path} (samples of it)")
+    looked_at = spread(len(rows), CHECKED)
+    kind, _ = to_samples(rows.stored(looked_at), str(path), rows=looked_at)
     if kind == "vector":
         options.without_image_size(str(path))
     return kind, rows
@@ -88,7 +101,8 @@ def to_labels(array: np.ndarray, count: int, source: str) -> Tensor:
     if array.dtype.kind not in "bui" or array.ndim != 1 or len(array) != count:
         raise ValueError(
             f"{source} must hold one integer label for each of the {count} samples, "
-            f"got {array.dtype} with shape {list(array.shape)}"
+            f"got {array.dtype} with shape {list(array.shape)}; give one for each, or leave the "
+            f"labels out"
         )
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(
@@ -97,7 +111,7 @@ def to_labels(array: np.ndarray, count: int, source: str) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _vectors(array: np.ndarray, source: str) -> Tensor:
+def _vectors(array: np.ndarray, source: str, rows: Tensor | None) -> Tensor:
     if array.dtype.kind in "ui":
         # compared as Python integers: abs() of the smallest int64 would overflow
         low, high = int(array.min()), int(array.max())
@@ -106,10 +120,10 @@ def _vectors(array: np.ndarray, source: str) -> Tensor:
                 f"{source} holds integers from {low} to {high}, but float32 is exact only up to "
                 f"{LARGEST_EXACT_INTEGER}; rescale them and save them as float32"
             )
-    return _finite_float32(array, source)
+    return _finite_float32(array, source, rows)
 
 
-def _images(array: np.ndarray, source: str, part: bool) -> Tensor:
+def _images(array: np.ndarray, source: str, part: bool, rows: Tensor | None) -> Tensor:
     if array.dtype.kind in "ui":
         if array.dtype != np.uint8:
             raise ValueError(
@@ -123,7 +137,7 @@ def _images(array: np.ndarray, source: str, part: bool) -> Tensor:
             )
         # np.divide with an explicit dtype makes one float32 array and no float64 one
         return torch.from_numpy(np.ascontiguousarray(np.divide(array, 255, dtype=np.float32)))
-    images = _finite_float32(array, source)
+    images = _finite_float32(array, source, rows)
     low, high = float(images.min()), float(images.max())
     if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
         raise ValueError(
@@ -133,16 +147,19 @@ def _images(array: np.ndarray, source: str, part: bool) -> Tensor:
     return images.clamp_(0, 1)
 
 
-def _finite_float32(array: np.ndarray, source: str) -> Tensor:
+def _finite_float32(array: np.ndarray, source: str, rows: Tensor | None) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below, as inf
         # a copy, so that the caller's array and a memory-mapped file are never written to
         samples = torch.from_numpy(np.array(array, dtype=np.float32, order="C", copy=True))
     bad = ~torch.isfinite(samples)
     if bad.any():
         first = tuple(torch.nonzero(bad)[0].tolist())
+        sample = first[0] if rows is None else int(rows[first[0]])
+        place = "" if len(samples) == 1 else f", in sample {sample},"
+        looked_at = "" if rows is None or not place else " that were looked at"
         raise ValueError(
-            f"{source} must be finite in float32, but {int(bad.sum())} of {samples.numel()} values "
-            f"are not; the first, at {list(first)}, is {array[first]}; remove those samples or "
+            f"{source} must be finite in float32, but {int(bad.sum())} of {samples.numel()} values"
+            f"{looked_at} are not; the first{place} is {array[first]}; remove those samples or "
             f"fill the gaps"
         )
     return samples

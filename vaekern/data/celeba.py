@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vaekern.data.dataset import Dataset, split_indices
-from vaekern.data.image_files import SUFFIXES, read_images, survey
+from vaekern.data.image_files import SUFFIXES, image_paths, read_images, survey
 from vaekern.data.resize import fit_square
 from vaekern.data.rows import Samples
 from vaekern.data.source import ReadOptions, existing
@@ -125,11 +125,7 @@ def _images(directory: Path) -> list[Path]:
     """Image files in the order of their names: as numbers where they are numbers."""
     aligned = directory / "img_align_celeba"
     place = aligned if aligned.is_dir() else directory
-    paths = [
-        path
-        for path in place.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+    paths = list(image_paths(place, deep=False))
     if not paths:
         raise ValueError(
             f"{place} holds no image ({', '.join(SUFFIXES)}); give the directory that holds "
@@ -145,9 +141,11 @@ def _split(paths: list[Path], directory: Path) -> tuple[Tensor, Tensor]:
     sorted names, in the shares of the published split: with all 202,599 images it is that split.
     Dai & Wipf split by position, too, but in the order in which a directory lists its files.
     """
+    remedy = "supply more images"
     for place in (directory, directory.parent):
         if (place / PARTITION).is_file():
             groups = _partition(place / PARTITION, paths)
+            remedy = f"{place / PARTITION} must name some for each; download it again"
             break
     else:
         total = sum(POSITIONS)
@@ -159,7 +157,7 @@ def _split(paths: list[Path], directory: Path) -> tuple[Tensor, Tensor]:
     if not len(train) or not len(test):
         raise ValueError(
             f"{directory} leaves {len(train)} images for training and {len(test)} for testing of "
-            f"{len(paths)}, but needs at least one each; supply more images"
+            f"{len(paths)}, but needs at least one each; {remedy}"
         )
     return train, test
 
@@ -177,6 +175,10 @@ def _partition(file: Path, paths: list[Path]) -> Tensor:
             raise ValueError(
                 f"line {number} of {file} must be a file name and 0, 1 or 2, got {line[:80]!r}; "
                 f"download it again"
+            )
+        if words[0] in groups:
+            raise ValueError(
+                f"line {number} of {file} lists {words[0]} a second time; download it again"
             )
         groups[words[0]] = int(words[1])
     unknown = next((path for path in paths if path.name not in groups), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaekern.data.dataset import Dataset, split_indices
-from vaekern.data.image_files import SUFFIXES, read_images, survey
+from vaekern.data.image_files import SUFFIXES, image_paths, read_images, survey
 from vaekern.data.resize import fit_square
 from vaekern.data.rows import Samples
 from vaekern.data.source import ReadOptions, existing
@@ -53,13 +53,7 @@ def read_folder(argument: str, options: ReadOptions) -> Dataset:
 
 def _list(directory: Path) -> tuple[list[Path], Tensor | None]:
     """Image files in a fixed order, and their labels where they lie in subfolders."""
-    paths = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(name.startswith(".") for name in path.relative_to(directory).parts)
-        and path.is_file()
-    )
+    paths = sorted(image_paths(directory))
     if not paths:
         raise ValueError(
             f"{directory} holds no image ({', '.join(SUFFIXES)}); "

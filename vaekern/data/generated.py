@@ -43,7 +43,15 @@ def generated_dataset(
     factor_names: tuple[str, ...] = (),
     class_factors: tuple[str, ...] = (),
 ) -> Dataset:
-    """A dataset of generated samples, part of them held out."""
+    """A dataset of generated samples, part of them held out.
+
+    Raises:
+        ValueError: numbers so large that samples are not finite in float32.
+    """
+    if isinstance(x, Tensor) and not bool(x.isfinite().all()):
+        raise ValueError(
+            f"{name} makes samples that are not finite in float32; give smaller numbers"
+        )
     return split_dataset(
         name,
         kind,

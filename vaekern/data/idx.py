@@ -16,7 +16,7 @@ from typing import IO, cast
 import numpy as np
 from torch import Tensor
 
-from vaekern.data.arrays import on_disk, to_labels, to_samples
+from vaekern.data.arrays import loaded_shape, on_disk, to_labels, to_samples
 from vaekern.data.dataset import Dataset, Kind, split_dataset
 from vaekern.data.resize import fit_square
 from vaekern.data.rows import Samples
@@ -39,9 +39,10 @@ def read_idx(argument: str, options: ReadOptions) -> Dataset:
             f"{directory} has none of {', '.join(_names('train-images', 3))}; "
             f"give the directory that holds the IDX files"
         )
+    test_path = _find(directory, "t10k-images", 3)
+    _check_complete(directory, test_path)
     train, train_labels = _read_pair(directory, "train", train_path, options)
     name = directory.resolve().name
-    test_path = _find(directory, "t10k-images", 3)
     if test_path is None:
         return split_dataset(
             name,
@@ -62,6 +63,21 @@ def read_idx(argument: str, options: ReadOptions) -> Dataset:
         test_labels=test_labels,
         value_range=(0.0, 1.0),
     )
+
+
+def _check_complete(directory: Path, test_path: Path | None) -> None:
+    """Refuse a set of which a file is missing that others show to belong to it."""
+    train_labels, test_labels = (_find(directory, f"{p}-labels", 1) for p in ("train", "t10k"))
+    missing, there = None, None
+    if test_labels is not None and test_path is None:
+        missing, there = _names("t10k-images", 3)[0], test_labels
+    elif test_labels is not None and train_labels is None:
+        missing, there = _names("train-labels", 1)[0], test_labels
+    if missing is not None and there is not None:
+        raise FileNotFoundError(
+            f"{directory / missing} is missing, though {there.name} is there; download it again, "
+            f"or remove {there.name} to do without"
+        )
 
 
 def read_idx_file(path: Path) -> np.ndarray:
@@ -94,7 +110,8 @@ def _header(stream: IO[bytes], path: Path) -> tuple[np.dtype, tuple[int, ...]]:
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in DTYPES or magic[3] == 0:
         raise ValueError(
             f"{path} is not an IDX file: it must start with 00 00, a type byte (08 for uint8) "
-            f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}"
+            f"and the number of axes, but starts with {magic.hex(' ') or 'nothing'}; download or "
+            f"copy it again"
         )
     header = _read(stream, 4 * magic[3], path)
     expected_header = 4 + 4 * magic[3]
@@ -119,13 +136,15 @@ def _check_length(path: Path, shape: tuple[int, ...], dtype: np.dtype, count: in
 
 
 def _read(stream: IO[bytes], limit: int, path: Path) -> bytes:
-    """Up to ``limit`` bytes; fewer where the file, or its compressed stream, ends early."""
+    """Up to ``limit`` bytes; fewer where the file ends early."""
     parts = bytearray()
     try:
         while len(parts) < limit and (part := stream.read(min(CHUNK, limit - len(parts)))):
             parts += part
     except EOFError:
-        pass  # a gzip stream cut short: the caller compares the lengths
+        raise ValueError(
+            f"{path} is truncated: its gzip stream has no end; download or copy it again"
+        ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is a damaged gzip file ({error}); download or copy it again"
@@ -165,7 +184,7 @@ def _read_images(path: Path, options: ReadOptions) -> tuple[Kind, Samples]:
         offset = raw.tell()
     if stream is not raw:
         options.without_stream(str(path), "unpack it with gunzip")
-    elif options.streams(shape):
+    elif options.streams(loaded_shape(shape, options)):
         _check_length(path, shape, dtype, path.stat().st_size - offset)
         return on_disk(path, offset, dtype, shape, options)
     kind, images = to_samples(read_idx_file(path), str(path))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,33 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Pillow's modes with 8 bits a channel or fewer; it would clip 16-bit and float pixels silently.
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa")
+
+
+def image_paths(folder: Path, *, deep: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The image files in a folder, and where ``deep`` in its folders; links are followed.
+
+    Hidden files and folders, and other kinds of file, are passed over; a link back up ends there.
+
+    Raises:
+        ValueError: a link to nothing.
+        PermissionError: a folder that may not be read.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if deep:
+                yield from image_paths(path, above=(*above, real))
+        elif path.suffix.lower() in SUFFIXES:
+            if not path.is_file():
+                raise ValueError(
+                    f"{path} is a link to {os.readlink(path)}, where there is no file; mend or "
+                    f"remove it"
+                )
+            yield path
 
 
 class Survey(NamedTuple):
@@ -58,7 +86,9 @@ def survey(paths: Sequence[Path]) -> Survey:
     for path in _progress(paths, "checking images"):
         with _open(path) as image:
             mode, size = image.mode, image.size
-        if mode not in GREY_MODES + COLOUR_MODES:
+            # of colour PNGs with 16 bits a channel Pillow reads the upper 8
+            wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        if wide or mode not in GREY_MODES + COLOUR_MODES:
             raise ValueError(
                 f"{path} has {mode} pixels (16-bit or float), whose white level is unknown; "
                 f"convert it to 8 bits a channel, or save the images as one float .npy in [0, 1]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -17,6 +16,9 @@ from vaekern.data.rows import Rows
 Split = Literal["train", "test"]
 Pattern = Literal["uniform", "spatial", "conditional", "spatial-conditional"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+
+# Squared residuals of it are far from float32's largest number.
+LARGEST_VARIANCE = 1e12
 
 # One row per partition: (small, upper), None where that does not matter.
 PARTITIONS: dict[str, tuple[bool | None, bool | None]] = {
@@ -37,8 +39,9 @@ class Noise:
     """Which parts of a :class:`~vaekern.data.Dataset` hold noise, and of which variance.
 
     The images whose label is in the lower half of the classes are "small" (S; digits 0 to 4), the
-    others "big" (B). The upper half of the rows of pixels is U, the lower L. Both together make the
-    partitions SU, SL, BU and BL.
+    others "big" (B); in a generated set without labels, those whose first factor is below its
+    median in training. The upper half of the rows of pixels is U, the lower L. Both together make
+    the partitions SU, SL, BU and BL.
 
     Attributes:
         pattern: "uniform" (noise everywhere), "spatial" (on U), "conditional" (on S) or
@@ -122,9 +125,10 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
     that of the clean images, the decoder's mean.
 
     Args:
-        dataset: images; labels too for the conditional patterns.
+        dataset: images; labels too for the conditional patterns, or factors.
         pattern: "uniform", "spatial" (upper half of the pixels), "conditional" (images whose label
-            is in the lower half of the classes: digits 0 to 4) or "spatial-conditional" (both).
+            is in the lower half of the classes: digits 0 to 4; or, without labels, whose first
+            factor is below its median) or "spatial-conditional" (both).
         variance: s^2; the paper has 0.01 and 0.1. 0 keeps the images and names the partitions.
         seed: of the noise.
 
@@ -132,8 +136,9 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
         The noisy data set, whose ``noise`` is a :class:`Noise`.
 
     Raises:
-        TypeError, ValueError: vectors, a conditional pattern without labels, an unknown pattern,
-            images that have noise already, or a variance that is negative or not finite.
+        TypeError, ValueError: vectors, a conditional pattern without labels or factors, or with one
+            class alone, an unknown pattern, images that have noise already, or a variance that is
+            negative or too large for float32.
 
     Example:
         >>> from vaekern.data import load
@@ -146,10 +151,10 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
     parameterization", section 5.3.
     """
     option("pattern", pattern, PATTERNS)
-    if not 0 <= number("variance", variance, "pass s^2") < math.inf:
+    if not 0 <= number("variance", variance, "pass s^2") <= LARGEST_VARIANCE:
         raise ValueError(
-            f"variance must be finite and not negative, got {variance!r}; the paper has 0.01 "
-            f"and 0.1"
+            f"variance must be finite and not negative, and at most {LARGEST_VARIANCE:g}, got "
+            f"{variance!r}; the paper has 0.01 and 0.1"
         )
     if dataset.kind != "image":
         raise ValueError(
@@ -166,14 +171,9 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
             f"{dataset.name} has noise already; start from the clean images, since two layers of "
             f"noise have no one variance"
         )
-    if "conditional" in pattern and dataset.train_labels is None:
-        raise ValueError(
-            f"pattern {pattern!r} goes by the labels, but {dataset.name} has none; "
-            f"use 'uniform' or 'spatial', or a set with labels"
-        )
+    small = _small(dataset, pattern)
     shape = dataset.sample_shape
     upper = (torch.arange(shape[1]) < shape[1] // 2)[None, :, None].expand(shape)
-    is_small = _smaller_half(dataset)
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(images: Tensor, small: Tensor) -> Tensor:
@@ -187,10 +187,6 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
             result[i * 1024 : i * 1024 + len(rows)] += drawn
         return result
 
-    small = {
-        "train": is_small(dataset.train_labels, len(dataset.train)),
-        "test": is_small(dataset.test_labels, len(dataset.test)),
-    }
     return replace(
         dataset,
         name=f"{dataset.name}-{pattern}-{variance:g}",
@@ -200,19 +196,32 @@ def add_noise(dataset: Dataset, pattern: Pattern, variance: float, *, seed: int 
     )
 
 
-def _smaller_half(dataset: Dataset) -> Callable[[Tensor | None, int], Tensor]:
-    """Whether a label is in the lower half of the classes; all are where there are no labels."""
-    if dataset.train_labels is None:
-        return lambda labels, count: torch.ones(count, dtype=torch.bool)
-    classes = dataset.train_labels.unique()
-    middle = classes[len(classes) // 2]
-
-    def is_small(labels: Tensor | None, count: int) -> Tensor:
-        if labels is None:
+def _small(dataset: Dataset, pattern: str) -> dict[Split, Tensor]:
+    """By split, whether each image is "small": of the lower half of the classes, or of the first
+    factor; all are in a set that has neither."""
+    labels = dataset.train_labels, dataset.test_labels
+    factors = dataset.train_factors, dataset.test_factors
+    train, test = (torch.zeros(len(x)) for x in (dataset.train, dataset.test))
+    middle: Tensor | float = 1.0
+    if labels[0] is not None:
+        if labels[1] is None:
             raise ValueError(
                 f"{dataset.name} has labels for training but none for testing; "
                 f"use 'uniform' or 'spatial', or supply both"
             )
-        return labels < middle
-
-    return is_small
+        classes = labels[0].unique()
+        if "conditional" in pattern and len(classes) < 2:
+            raise ValueError(
+                f"pattern {pattern!r} puts noise on half of the classes, but {dataset.name} has "
+                f"one; use 'uniform' or 'spatial'"
+            )
+        train, test, middle = labels[0], labels[1], classes[len(classes) // 2]
+    elif factors[0] is not None and factors[1] is not None:
+        train, test = factors[0][:, 0], factors[1][:, 0]
+        middle = train.median()
+    elif "conditional" in pattern:
+        raise ValueError(
+            f"pattern {pattern!r} goes by the labels, but {dataset.name} has none; "
+            f"use 'uniform' or 'spatial', or a set with labels"
+        )
+    return {"train": train < middle, "test": test < middle}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from vaekern.data.arrays import on_disk, to_labels, to_samples
+from vaekern.data.arrays import loaded_shape, on_disk, to_labels, to_samples
 from vaekern.data.dataset import Dataset, Kind, split_dataset
 from vaekern.data.resize import fit_square
 from vaekern.data.rows import Samples
@@ -18,6 +17,8 @@ from vaekern.data.source import ReadOptions, existing
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK"
+# numpy's words
+OBJECTS = ("Object arrays", "Python objects")
 
 
 class Names(NamedTuple):
@@ -76,42 +77,55 @@ def read_npy(argument: str, options: ReadOptions) -> Dataset:
     )
 
 
+class _Stored(NamedTuple):
+    """An array, and what to call it in an error."""
+
+    array: np.ndarray
+    source: str
+
+
 def _part(
-    arrays: dict[str, np.ndarray], samples: str, labels: str, path: Path, options: ReadOptions
+    arrays: dict[str, _Stored], samples: str, labels: str, path: Path, options: ReadOptions
 ) -> tuple[Kind, Samples, Tensor | None]:
-    array = arrays[samples]
-    if isinstance(array, np.memmap) and array.flags.c_contiguous and options.streams(array.shape):
+    array, source = arrays[samples]
+    streamed = isinstance(array, np.memmap) and array.flags.c_contiguous
+    if streamed and options.streams(loaded_shape(array.shape, options)):
+        assert isinstance(array, np.memmap)
         return *on_disk(path, array.offset, array.dtype, array.shape, options), None
-    options.without_stream(str(path), "save the samples alone, with numpy.save, in C order")
-    kind, values = to_samples(array, str(path))
+    options.without_stream(source, "save the samples alone, with numpy.save, in C order")
+    kind, values = to_samples(array, source)
     if kind == "image":
         values = fit_square(values, options.image_size)
     else:
-        options.without_image_size(str(path))
+        options.without_image_size(source)
     if labels not in arrays:
         return kind, values, None
-    return kind, values, to_labels(arrays[labels], len(values), f"{labels} of {path}")
+    return kind, values, to_labels(arrays[labels].array, len(values), arrays[labels].source)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path) -> dict[str, _Stored]:
     """The arrays by the role they play: train, train_labels, test, test_labels."""
     with path.open("rb") as file:
         magic = file.read(len(NPY_MAGIC))
     try:
         if magic == NPY_MAGIC:
             # mapping checks the announced size against the file's before anything is allocated
-            return {"train": np.load(path, mmap_mode="r", allow_pickle=False)}
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            _check_end(mapped, path)
+            return {"train": _Stored(mapped, str(path))}
         if magic[: len(ZIP_MAGIC)] == ZIP_MAGIC:
             # opened here, because numpy leaves the file open when the archive is damaged
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 roles = _roles(list(archive.files), path)
-                return {role: archive[name] for role, name in roles.items()}
-    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        raise ValueError(_damaged(path, error)) from None
-    except _NoRole:
+                return {
+                    r: _Stored(_array(archive, n, path), f"{n} of {path}") for r, n in roles.items()
+                }
+    except _Unfit:
         raise
-    except ValueError as error:
-        if "object" in str(error).lower():  # numpy: "Object arrays ...", "Python objects in dtype."
+    except Exception as error:  # numpy's and zipfile's parsers have a dozen kinds of them
+        if isinstance(error, PermissionError):
+            raise
+        if isinstance(error, ValueError) and any(words in str(error) for words in OBJECTS):
             raise ValueError(
                 f"{path} holds an object array, which only pickle can read, and pickled data may "
                 f"run code; save it as a plain array of numbers, for example with "
@@ -124,8 +138,29 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     )
 
 
-class _NoRole(ValueError):
-    """No array of an .npz has a known name."""
+def _array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    found = archive[name]
+    if not isinstance(found, np.ndarray):  # numpy gives the bytes of what is no .npy
+        raise _Unfit(
+            f"{name} in {path} is not an array; write the file with numpy.savez, or give the data "
+            f"that it holds"
+        )
+    return found
+
+
+def _check_end(mapped: np.ndarray, path: Path) -> None:
+    """Refuse a file that goes on after its array."""
+    offset = getattr(mapped, "offset", None)
+    more = 0 if offset is None else path.stat().st_size - offset - mapped.nbytes
+    if more > 0:
+        raise _Unfit(
+            f"{path} must end with its array {list(mapped.shape)}, but goes on for {more} bytes; "
+            f"save the samples as one array"
+        )
+
+
+class _Unfit(ValueError):
+    """A file that is whole, and not what is wanted."""
 
 
 def _roles(names: list[str], path: Path) -> dict[str, str]:
@@ -135,7 +170,7 @@ def _roles(names: list[str], path: Path) -> dict[str, str]:
         if convention.train in names:
             return {r: n for r, n in convention._asdict().items() if n in names}
     known = ", ".join(dict.fromkeys(convention.train for convention in CONVENTIONS))
-    raise _NoRole(
+    raise _Unfit(
         f"{path} holds arrays named {', '.join(sorted(names)) or 'nothing at all'}; "
         f"name the samples one of {known}, or save one array only"
     )

@@ -25,6 +25,9 @@ KNOWN_NAMES = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
     ("_codecs", "encode"): "encode",
+    # protocol 5
+    ("numpy.core.numeric", "_frombuffer"): "frombuffer",
+    ("numpy._core.numeric", "_frombuffer"): "frombuffer",
 }
 
 
@@ -119,14 +122,18 @@ def _follow(program: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -
             stack.append(argument)
         elif name == "MARK":
             stack.append(_Mark())
-        elif name in ("BINPUT", "LONG_BINPUT"):
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(memo[argument])
         elif name == "TUPLE":
             stack.append(tuple(pop_to_mark()))
+        elif name == "LIST":
+            stack.append(pop_to_mark())
+        elif name == "DICT":
+            stack.append(_items(pop_to_mark()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             stack.append(tuple(pop(int(name[-1]))))
         elif name == "APPEND":
@@ -135,11 +142,11 @@ def _follow(program: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -
             values = pop_to_mark()
             _list(stack[-1]).extend(values)
         elif name == "SETITEM":
-            key, value = pop(2)
-            _dict(stack[-1])[key] = value
+            values = pop(2)
+            _dict(stack[-1]).update(_items(values))
         elif name == "SETITEMS":
             values = pop_to_mark()
-            _dict(stack[-1]).update(zip(values[::2], values[1::2], strict=True))
+            _dict(stack[-1]).update(_items(values))
         elif name == "GLOBAL":
             stack.append(_name(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -174,7 +181,8 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
 }
-LITERALS = {  # of the binary protocols, 1 and above
+LITERALS = {
+    *("INT", "LONG", "FLOAT", "STRING", "UNICODE", "BYTEARRAY8"),
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -193,6 +201,14 @@ def _dict(value: Any) -> dict[Any, Any]:
     return value
 
 
+def _items(values: list[Any]) -> dict[Any, Any]:
+    """Keys and values in turn. A key is a plain one: to look up another may take forever."""
+    keys = values[::2]
+    if not all(type(key) in (str, bytes, int) for key in keys):
+        raise ValueError("a key of a dictionary is no text and no number")
+    return dict(zip(keys, values[1::2], strict=True))
+
+
 def _name(module: str, name: str) -> _Name:
     known = KNOWN_NAMES.get((module, name))
     if known is None:
@@ -208,6 +224,13 @@ def _call(function: Any, arguments: Any) -> Any:
         if not re.fullmatch(r"[buif][0-9]{1,2}", arguments[0]):
             raise ValueError("an element type is no plain number")
         return _Dtype(arguments[0])
+    if function == "frombuffer":
+        content, dtype, shape, order = arguments
+        if order not in ("C", "F"):
+            raise ValueError("an array has an unknown order")
+        made = _Array()
+        _build(made, (1, shape, dtype, order == "F", content))
+        return made
     if function == "encode" and arguments[1] in ("latin1", "latin-1"):
         return str.encode(arguments[0], "latin-1")
     raise _Refused("calls something")

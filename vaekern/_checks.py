@@ -88,6 +88,15 @@ def beta(value: object) -> float:
     return found
 
 
+#: eps keeps log(0 + eps) and 1 / (0 + eps) finite in float32.
+SMALLEST_EPS = 1e-30
+
+
+def eps(value: object) -> float:
+    positive("eps", value, "it keeps zero residuals finite", SMALLEST_EPS)
+    return float(value)  # type: ignore[arg-type]
+
+
 def beta_tensor(value: Tensor, mu: Tensor) -> Tensor:
     if value.numel() != 1 or value.dtype not in FLOATS:
         raise ValueError(

@@ -16,7 +16,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from vaekern.training import TrainConfig
 
 DESCRIPTION = (
     "Gaussian VAEs: train a two-stage model, sample from it, look into it, see what runs here."
@@ -113,38 +116,49 @@ def _train(words: list[str]) -> int:
     except UsageError as error:
         raise _Failure(f"{error}; see vaekern train -h", alike=True) from None
 
-    from vaekern.training import RunError, TrainingRun
-
-    path = config.run_directory
     try:
-        try:
-            with _warnings_on_stderr():
-                run = TrainingRun(config, resume=resume)
-        except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-            raise _Failure(error) from None
-        position = f", from {run.trainer.position}" if run.continued else ""
-        _say(f"{run.summary()}{position}")
-        try:
-            table = run()
-        except (RunError, ModuleNotFoundError) as error:
-            raise _Failure(error, code=1) from None
+        with _warnings_on_stderr():
+            table, page = _trained(config, resume)
     except KeyboardInterrupt as stopped:
-        _say(f"\nvaekern: {_interrupted(Path(path))}", file=sys.stderr)
+        _say(f"\nvaekern: {_interrupted(Path(config.run_directory))}", file=sys.stderr)
         return 128 + getattr(stopped, "number", 2)
+    path = config.run_directory
     _say(f"\n{table}\n")
-    _say(f"Everything on one page: {run.directory.page}")
+    _say(f"Everything on one page: {page}")
     _say(f"Pictures and numbers are in {path}; more samples: vaekern sample {path}")
     return 0
+
+
+def _trained(config: TrainConfig, resume: bool) -> tuple[str, Path]:
+    """The table that ends a run, and the page that has everything."""
+    from vaekern.training import RunError, TrainingRun
+
+    try:
+        run = TrainingRun(config, resume=resume)
+    except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        raise _Failure(error) from None
+    position = f", from {run.trainer.position}" if run.continued else ""
+    _say(f"{run.summary()}{position}")
+    try:
+        return run(), run.directory.page
+    except (RunError, ModuleNotFoundError) as error:
+        raise _Failure(error, code=1) from None
 
 
 @contextlib.contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
     """A warning is one line for the user, without the place in the code that gave it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        _say(f"vaekern: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        # Python's own filters, whatever else has been set
+        warnings.simplefilter("default")
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
-    for each in caught:
-        _say(f"vaekern: warning: {each.message}", file=sys.stderr)
 
 
 def _interrupted(path: Path) -> str:

@@ -28,7 +28,6 @@ from .joined import Joined
 from .ops import ACTIVATIONS, COVARIANCES, NO_TRACKING, OBJECTIVES, REDUCTIONS, Options, Track
 
 BATCH_COUPLED = (OBJECTIVES["iso-i"], OBJECTIVES["diag-i"])  # a sample's term depends on the others
-SMALLEST_EPS = 1e-30  # eps keeps log(0 + eps) and 1 / (0 + eps) finite in float32
 _F32 = torch.float32
 _F64 = torch.float64
 
@@ -190,13 +189,12 @@ def mle_nll(
     _checks.option("covariance", covariance, COVARIANCES)
     _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
     _checks.option("activation", activation, ACTIVATIONS)
-    _checks.positive("eps", eps, "it keeps zero residuals finite", SMALLEST_EPS)
     _checks.process_group(process_group)
     _checks.floating(x_hat=x_hat, x=x, required=True)
     narrow = _narrow(x_hat, x)
     _checks.reconstruction(x_hat, x)
     options = Options(
-        OBJECTIVES[covariance], ACTIVATIONS[activation], REDUCTIONS[reduction], eps=float(eps)
+        OBJECTIVES[covariance], ACTIVATIONS[activation], REDUCTIONS[reduction], eps=_checks.eps(eps)
     )
     group = world(process_group)
     if group is not None:

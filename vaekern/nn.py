@@ -49,7 +49,8 @@ class GaussianVAELoss(nn.Module):
         x_shape: one sample's shape; needed by learned diag-i, optional for mle diag-i (whose
             buffers otherwise take it from the first batch).
         beta: weight of the KL; a call may override it.
-        eps: added inside the log of the MLE objectives.
+        eps: added inside the log of the MLE objectives (iso-i has none); a call may override it.
+            Falling from 0.3, say, it keeps diag-d from collapsing: `vaekern train --eps-start`.
         activation: None, "sigmoid" or "tanh", applied to x_hat inside the kernel.
         logvar_clamp: (lo, hi) for the encoder's logvar; its gradient is zero outside.
         reduction: "batchmean", "sum", "mean" (nats per data dimension) or "none" ([B]).
@@ -132,7 +133,6 @@ class GaussianVAELoss(nn.Module):
         _checks.option("estimate", estimate, ESTIMATES)
         _checks.option("activation", activation, ACTIVATIONS)
         _checks.option("reduction", reduction, ("batchmean", "sum", "mean", "none"))
-        _checks.positive("eps", eps, "it keeps zero residuals finite", functional.SMALLEST_EPS)
         _checks.process_group(process_group)
         x_shape = _checks.sample_shape("x_shape", x_shape)
         lo, hi = _checks.clamp("logvar_clamp", logvar_clamp, ops.UNBOUNDED)
@@ -145,7 +145,7 @@ class GaussianVAELoss(nn.Module):
             ACTIVATIONS[activation],
             REDUCTIONS[reduction],
             _checks.beta(beta),
-            float(eps),
+            _checks.eps(eps),
             lo,
             hi,
             X_LOGVAR_MIN if estimate == "learned" else -ops.UNBOUNDED,
@@ -215,8 +215,10 @@ class GaussianVAELoss(nn.Module):
         x_logvar: Tensor | None = None,
         scale_tril: Tensor | None = None,
         beta: float | Tensor | None = None,
+        eps: float | None = None,
     ) -> Tensor:
-        return self._evaluate(x_hat, x, mu, logvar, x_logvar, scale_tril, beta, False)[0]
+        options = self._options_of_call(mu, beta, eps)
+        return self._evaluate(*options, x_hat, x, mu, logvar, x_logvar, scale_tril, False)[0]
 
     def components(
         self,
@@ -228,6 +230,7 @@ class GaussianVAELoss(nn.Module):
         x_logvar: Tensor | None = None,
         scale_tril: Tensor | None = None,
         beta: float | Tensor | None = None,
+        eps: float | None = None,
         per_dim: bool = True,
     ) -> LossComponents:
         """The loss with its parts: .loss .reconstruction .kl .kl_per_dim .x_logvar .mse
@@ -238,33 +241,28 @@ class GaussianVAELoss(nn.Module):
         x_logvar is the decoder's log sigma^2.  While training on several processes all but x_logvar
         are this process's share, whose mean over the processes is the joined batch's.
         """
+        options, weight = self._options_of_call(mu, beta, eps)
         loss, statistics, whole = self._evaluate(
-            x_hat, x, mu, logvar, x_logvar, scale_tril, beta, True
+            options, weight, x_hat, x, mu, logvar, x_logvar, scale_tril, True
         )
         assert statistics is not None
         if self.estimate != "mle" and x_logvar is None:
             x_logvar = self.x_logvar
         return functional.components(
-            self._options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril, whole,
+            options, loss, statistics, x_hat, x, mu, logvar, x_logvar, scale_tril, whole,
             per_dim,
         )  # fmt: skip
 
-    def _evaluate(
-        self,
-        x_hat: Tensor,
-        x: Tensor,
-        mu: Tensor,
-        logvar: Tensor | None,
-        x_logvar: Tensor | None,
-        scale_tril: Tensor | None,
-        beta: float | Tensor | None,
-        want_statistics: bool,
-    ) -> tuple[Tensor, Tensor | None, Joined | None]:
-        if not (isinstance(x_hat, Tensor) and isinstance(x, Tensor) and isinstance(mu, Tensor)):
-            _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
-        options, weight, training = self._options, None, self.training
-        track, group, known, parts = ops.NO_TRACKING, None, None, self._parts
+    def _options_of_call(
+        self, mu: Tensor, beta: float | Tensor | None, eps: float | None
+    ) -> tuple[Options, Tensor | None]:
+        """The options with what one call replaces; and beta, where it is a tensor."""
+        options, weight = self._options, None
+        if eps is not None:
+            options = options._replace(eps=_checks.eps(eps))
         if beta is not None:
+            if not isinstance(mu, Tensor):
+                _checks.floating(mu=mu, required=True)
             if isinstance(beta, Tensor):
                 weight = _checks.beta_tensor(beta, mu)
             elif torch.compiler.is_compiling():  # a schedule's numbers must not become constants
@@ -272,6 +270,24 @@ class GaussianVAELoss(nn.Module):
                 weight = torch.full((), beta, dtype=wide, device=mu.device)
             else:
                 options = options._replace(beta=_checks.beta(beta))
+        return options, weight
+
+    def _evaluate(
+        self,
+        options: Options,
+        weight: Tensor | None,
+        x_hat: Tensor,
+        x: Tensor,
+        mu: Tensor,
+        logvar: Tensor | None,
+        x_logvar: Tensor | None,
+        scale_tril: Tensor | None,
+        want_statistics: bool,
+    ) -> tuple[Tensor, Tensor | None, Joined | None]:
+        if not (isinstance(x_hat, Tensor) and isinstance(x, Tensor) and isinstance(mu, Tensor)):
+            _checks.floating(x_hat=x_hat, x=x, mu=mu, required=True)
+        training = self.training
+        track, group, known, parts = ops.NO_TRACKING, None, None, self._parts
         if self._estimated:
             if x_logvar is not None:
                 self._reject_x_logvar(x_logvar)

@@ -51,6 +51,9 @@ IMAGES = (
 )
 
 
+VARIANCE = "Conv2d_1a_3x3.bn.running_var"
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     return weights()
@@ -115,6 +118,18 @@ def test_resizing_by_hand() -> None:
         ),
         (lambda s: {k: v for k, v in s.items() if "_1a" in k}, "2a_3x3.*got nothing; take pt_inc"),
         (lambda s: s | {"fc.bias": torch.full((1008,), torch.nan)}, "finite weights"),
+        (
+            lambda s: s | {VARIANCE: torch.full((32,), torch.nan)},
+            "finite weights, got others in Con",
+        ),
+        (lambda s: s | {VARIANCE: -torch.ones(32)}, "variances, got negative ones in Conv2d_1a"),
+        (lambda s: s | {"fc.weight": torch.zeros(1008, 2048)}, "trained weights, got zeros in fc"),
+        (
+            lambda s: s | {"fc.bias": torch.ones(1008).int()},
+            "floating-point weights, got torch.int32",
+        ),
+        (lambda s: s | {"fc.bias": torch.ones(1008).to_sparse()}, "dense floating-point weights"),
+        (lambda s: {1: torch.zeros(2)}, "must hold tensors by name, got dict"),
         (lambda s: {"model": {}}, "must hold tensors by name, got dict"),
         (lambda s: [1, 2], "must hold tensors by name, got list"),
     ],
@@ -129,6 +144,12 @@ def test_a_file_of_something_else(
     path.unlink()
     assert "\n" not in str(caught.value)
     assert "; take pt_inception-2015-12-05" in str(caught.value)
+
+
+def test_the_format_is_told_from_the_content(files: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "weights.SAFETENSORS"
+    renamed.symlink_to(files / "weights.safetensors")
+    assert load_inception(renamed).fc.bias.equal(load_inception(files / "weights.pth").fc.bias)
 
 
 class Harmful:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,27 @@ def test_radial_step_by_hand() -> None:
     parameters = torch.cat([c, torch.tensor([a, b], dtype=torch.float64)])
     found, _ = Flow("radial", parameters.view(1, 1, -1))(z)
     torch.testing.assert_close(found, expected)
+
+
+def test_steps_that_lose_almost_all_volume_keep_their_digits() -> None:
+    # w^T u = -30: 1 + w^T u_hat is softplus(-30) = 9.4e-14, and at the hyperplane so is the volume
+    planar = torch.tensor([[[-30.0, 0.0, 1.0, 0.0, 0.0]]], requires_grad=True)
+    _, log_det = Flow("planar", planar)(torch.zeros(1, 2))
+    assert float(log_det.detach()) == pytest.approx(-30.0, rel=1e-6)
+    log_det.backward()
+    assert planar.grad is not None
+    assert planar.grad[0, 0, 0] == pytest.approx(1.0)  # of -30 = w^T u
+    # at the centre both directions are stretched by softplus(b) / softplus(a)
+    _, log_det = Flow("radial", torch.tensor([[[0.0, 0.0, 1.0, -30.0]]]))(torch.zeros(1, 2))
+    alpha = math.log1p(math.e)
+    assert float(log_det) == pytest.approx(2 * (-30.0 - math.log(alpha)), rel=1e-6)
+
+
+def test_a_planar_step_without_a_direction_is_a_shift() -> None:
+    parameters = torch.tensor([[[0.5, -1.0, 0.0, 0.0, 2.0]]])
+    z, log_det = Flow("planar", parameters)(torch.zeros(1, 2))
+    torch.testing.assert_close(z, math.tanh(2.0) * torch.tensor([[0.5, -1.0]]))
+    assert float(log_det) == 0.0
 
 
 @pytest.mark.parametrize("kind", FLOWS)

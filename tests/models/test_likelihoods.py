@@ -17,6 +17,7 @@ from vaekern.models.likelihoods import (
     Likelihood,
     LogisticMixture,
     SquaredError,
+    grey_levels,
 )
 
 B, D = 4, 3
@@ -68,16 +69,23 @@ def test_logistic_mixture_is_the_sum_over_bins(channels: int, levels: int) -> No
         assert float(found[b]) == pytest.approx(total, rel=1e-9)
 
 
-def test_logistic_mixture_is_a_distribution_and_its_mean_that_of_it() -> None:
-    levels = 17
-    loss = LogisticMixture(components=2, levels=levels)
-    output = torch.randn(1, 6, 1, 1, dtype=torch.float64)
-    output[:, 2:4] *= 0.3  # means well inside,
-    output[:, 4:] = -3.0  # and narrow: what lies beyond the ends moves the mean little
+@pytest.mark.parametrize(
+    ("levels", "within"),
+    # 256 levels are summed as an integral: off by half a step of one, at scales below it
+    [(2, 1e-12), (17, 1e-12), (32, 1e-12), (256, 0.5 / 255)],
+)
+def test_logistic_mixture_is_a_distribution_and_its_mean_that_of_it(
+    levels: int, within: float
+) -> None:
+    loss = LogisticMixture(components=3, levels=levels)
+    output = 3 * torch.randn(40, 9, 1, 1, dtype=torch.float64)  # much of it beyond the ends
     values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
-    mass = torch.exp(-loss.nll(output.expand(levels, -1, 1, 1), values.view(-1, 1, 1, 1)))
-    assert float(mass.sum()) == pytest.approx(1.0, abs=1e-12)
-    assert float(loss.mean(output)) == pytest.approx(float((mass * values).sum()), abs=2e-3)
+    mass = torch.stack(
+        [torch.exp(-loss.nll(output, value.expand(40, 1, 1, 1))) for value in values]
+    )
+    torch.testing.assert_close(mass.sum(0), torch.ones(40, dtype=torch.float64))
+    found = loss.mean(output).flatten()
+    torch.testing.assert_close(found, values @ mass, rtol=0, atol=within)
 
 
 def test_logistic_mixture_is_finite_where_no_mass_is() -> None:
@@ -97,6 +105,7 @@ def test_logistic_mixture_is_finite_where_no_mass_is() -> None:
 def test_colours_are_conditioned_on_the_channels_before() -> None:
     loss = LogisticMixture(components=1)
     output = torch.zeros(1, 10, 1, 1, dtype=torch.float64)
+    output[0, 4:7] = -6.0  # narrow
     output[0, 1] = 0.5  # red's mean
     output[0, 7], output[0, 9] = 2.0, -1.0  # green from red, blue from green
     red = 0.5
@@ -104,6 +113,42 @@ def test_colours_are_conditioned_on_the_channels_before() -> None:
     blue = math.tanh(-1.0) * green
     expected = 0.5 * (torch.tensor([red, green, blue], dtype=torch.float64) + 1)
     torch.testing.assert_close(loss.mean(output).flatten(), expected)
+
+
+def test_the_mean_of_colours_is_near_that_of_all_of_them() -> None:
+    levels = 4
+    loss = LogisticMixture(components=2, levels=levels)
+    output = torch.randn(20, 20, 1, 1, dtype=torch.float64)
+    values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    colours = torch.cartesian_prod(values, values, values)
+    mass = torch.stack(
+        [
+            torch.exp(-loss.nll(output, each.view(1, 3, 1, 1).expand(20, -1, 1, 1)))
+            for each in colours
+        ]
+    )
+    expected = mass.T @ colours
+    found = loss.mean(output).flatten(1)
+    torch.testing.assert_close(found[:, 0], expected[:, 0])  # red depends on nothing
+    # of green and blue the ends' curvature is left out: up to 0.05 was seen here
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+
+
+def test_grey_levels_are_found_and_asked_for() -> None:
+    for levels in (2, 5, 17, 255, 256):
+        x = torch.arange(levels).div(levels - 1).expand(2, 1, 1, -1)
+        assert grey_levels(x) == levels
+        LogisticMixture(levels=levels).check_pixels(x)
+    x = torch.rand(2, 1, 4, 4)
+    assert grey_levels(x) == 256
+    with pytest.raises(
+        ValueError, match=r"one of 256 levels 0, 1/255, .* got 0\.\d+; give --levels"
+    ):
+        LogisticMixture().check_pixels(x)
+    with pytest.raises(ValueError, match=r"one of 17 levels .* got 2;"):
+        LogisticMixture(levels=17).check_pixels(torch.tensor([0.5, 2.0]))
+    with pytest.raises(ValueError, match=r"pixels between 0 and 1, got -0.1 to 0.5, where it has"):
+        Bernoulli().check_pixels(torch.tensor([-0.1, 0.5]))
 
 
 def test_bernoulli_is_the_cross_entropy() -> None:

@@ -403,6 +403,14 @@ def test_variance_heads_start_at_the_initial_variance(
     assert decoder.x_logvar.weight.grad.abs().sum() > 0  # zero weights still learn
 
 
+def test_spectral_norm_spares_a_variance_head_which_starts_at_zero() -> None:
+    _, decoder = networks.build("mlp", (1, 4, 4), 3, variance_head="element", spectral_norm=True)
+    x_hat, x_logvar = decoder(torch.randn(4, 3))
+    assert x_hat.isfinite().all()
+    assert (x_logvar == 0).all()
+    assert torch.linalg.matrix_norm(decoder.head.weight, 2) < 1.5  # one step of its iteration
+
+
 def test_linear_output_is_the_logit_of_the_sigmoid_output() -> None:
     _, decoder = networks.mlp((6,), 2, width=16, output="linear")
     z = torch.randn(5, 2)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from vaekern import functional
-from vaekern.models import VAE, ModelConfig, NetworkConfig, ObjectiveConfig, SystemConfig
+from vaekern.models import VAE, ModelConfig, NetworkConfig, ObjectiveConfig, SystemConfig, networks
 from vaekern.models.latent_terms import multiquadric_mmd
-from vaekern.models.penalties import decoder_weights
-from vaekern.models.posterior import Isotropic
+from vaekern.models.penalties import DecoderPenalty, decoder_weights
+from vaekern.models.posterior import Isotropic, build_family
 from vaekern.nn import GaussianVAELoss
 from vaekern.storage.errors import RunError
 
@@ -262,6 +262,37 @@ def test_parts_that_cannot_go_together_are_refused() -> None:
         VAE(encoder, decoder, loss, 2, latent_term="kll")
     with pytest.raises(ValueError, match="loss must be a GaussianVAELoss to have a variance"):
         _make(SYSTEMS["bernoulli"]).decoder_distribution(torch.zeros(1, 3))
+
+
+def test_a_system_is_reduced_as_its_loss_is(x: Tensor) -> None:
+    encoder, decoder = networks.build(
+        "mlp",
+        x.shape[1:],
+        3,
+        output="linear",
+        extra_outputs=build_family("planar").extra_outputs(3),
+    )
+    noise = torch.randn(len(x), 3)
+    found = {}
+    for reduction in ("batchmean", "mean"):
+        vae = VAE(
+            encoder,
+            decoder,
+            GaussianVAELoss("iso-i", "fixed", reduction=reduction),
+            3,
+            posterior=build_family("planar"),
+            penalty=DecoderPenalty("l2", 0.1),
+        )
+        found[reduction] = vae(x, noise=noise)
+    dims = x[0].numel()
+    for name in ("loss", "reconstruction", "kl", "mse"):
+        whole, mean = (getattr(found[each], name) for each in ("batchmean", "mean"))
+        torch.testing.assert_close(dims * mean, whole)
+    for reduction in ("sum", "none"):
+        loss = GaussianVAELoss("iso-i", "fixed", reduction=reduction)
+        VAE(encoder, decoder, loss, 3)
+        with pytest.raises(ValueError, match=f"must be 'batchmean' or 'mean' .* got '{reduction}'"):
+            VAE(encoder, decoder, loss, 3, penalty=DecoderPenalty("l2", 0.1))
 
 
 def test_data_that_a_likelihood_has_no_word_for_are_refused() -> None:

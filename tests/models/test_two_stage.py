@@ -72,9 +72,12 @@ def test_posterior_is_computed_in_evaluation_mode_and_sampled_afresh() -> None:
     x = torch.rand(9, 1, 8, 8)
     expected = model.stage1.encode(x)
     model.stage1.train()
+    frozen = next(each for each in model.stage1.modules() if isinstance(each, nn.BatchNorm1d))
+    frozen.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     posterior = model.posterior(x)
     assert model.stage1.training
+    assert not frozen.training  # what was frozen stays so
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(posterior.mu, expected[0])
     torch.testing.assert_close(posterior.logvar, expected[1])

@@ -68,7 +68,9 @@ def test_damage_that_shows_in_the_middle_ends_the_run_with_a_sentence(
     run = TrainingRun(make_config(data=f"npy:{path}", stream=True))
     with path.open("r+b") as file:
         file.truncate(500)
-    with pytest.raises(RunError, match=r"own\.npy is truncated: .* and continue with --resume$"):
+    with pytest.raises(
+        RunError, match=r"own\.npy is truncated: .*; --resume goes on where samples were rep"
+    ):
         run()
 
 

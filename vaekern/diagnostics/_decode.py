@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vaekern.diagnostics._modes import evaluation_mode
+from vaekern.models.modes import evaluation_mode
 
 # Enough codes to fill a machine, few enough that the activations for large images fit.
 CHUNK = 512

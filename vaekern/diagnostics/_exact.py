@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vaekern.diagnostics._modes import evaluation_mode
+from vaekern.models.modes import evaluation_mode
 
 #: What ``fp32_precision`` says where float32 is multiplied as float32; "none" inherits that.
 FULL = ("none", "ieee")

@@ -11,9 +11,9 @@ from torch import Tensor
 from vaekern.diagnostics._checks import check_data
 from vaekern.diagnostics._decode import CHUNK
 from vaekern.diagnostics._model import Model, check_model
-from vaekern.diagnostics._modes import evaluation_mode
 from vaekern.diagnostics._progress import progress_bar
 from vaekern.models.likelihoods import Likelihood
+from vaekern.models.modes import evaluation_mode
 from vaekern.models.vae import VAE
 
 
@@ -126,7 +126,7 @@ def _check_trained(model: Any) -> None:
             "bound no likelihood; compare its squared error"
         )
     if isinstance(loss, Likelihood):
-        if not loss.density:
+        if not loss.proper:
             raise ValueError(
                 f"model must have a decoder that is a distribution of x, got {loss.name!r}; "
                 "compare its squared error"

@@ -11,7 +11,7 @@ from vaekern import functional
 from vaekern.diagnostics._checks import check_data
 from vaekern.diagnostics._decode import CHUNK, decode
 from vaekern.diagnostics._model import check_model, encoded, first
-from vaekern.diagnostics._modes import evaluation_mode
+from vaekern.models.modes import evaluation_mode
 
 
 class ReconstructionLosses(NamedTuple):

@@ -17,6 +17,7 @@ from vaekern.evaluation.frechet import frechet_distance
 from vaekern.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS, kernel_distance
 from vaekern.evaluation.precision_recall import NEIGHBOURS, precision_recall
 from vaekern.models import SAMPLERS, VAE, TwoStageVAE, latent_sampler
+from vaekern.models.modes import evaluation_mode
 from vaekern.models.vae import CHUNK
 
 IMAGES = 10_000  # as in the papers
@@ -59,6 +60,7 @@ class GenerationFeatures:
             "dimensions": self.real.shape[1],
             "reference": self.reference,
             "reference_samples": len(self.real),
+            "samples": {name: len(features) for name, features in self.made.items()},
             "dtype": str(self.real.dtype).removeprefix("torch."),
             "preprocessing": preprocessing,
         }
@@ -82,7 +84,7 @@ def generation_features(
     decoder's means.
 
     Args:
-        model: in evaluation mode, on its device.
+        model: on its device; it is put into evaluation mode meanwhile.
         data: images; with labels where there is no extractor.
         extractor: None trains the small classifier on the data.
         sources: names in `vaekern.models.SAMPLERS`, "reconstructions" and "other_images" (as many
@@ -137,15 +139,20 @@ def generation_features(
 
     results: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
-    for name in chosen:
-        if name == OTHERS:
-            others = _pick(getattr(data, "train" if split == "test" else "test"), n, seed)
-            results[name] = features(others.split(CHUNK), False)
-            continue
-        try:
-            results[name] = features(made(name))
-        except ValueError as error:  # no second stage, or too few codes for so many components
-            skipped[name] = str(error)
+    with evaluation_mode(model):
+        for name in chosen:
+            if name == OTHERS:
+                other = "train" if split == "test" else "test"
+                others = _pick(getattr(data, other), n, seed)
+                if len(others) < 2:
+                    skipped[name] = f"the {other} set holds one image"
+                else:
+                    results[name] = features(others.split(CHUNK), False)
+                continue
+            try:
+                results[name] = features(made(name))
+            except ValueError as error:  # no second stage, or too few codes for so many components
+                skipped[name] = str(error)
     real = features(images.split(CHUNK), False)
     return GenerationFeatures(real, results, skipped, extractor, split, stretch)
 
@@ -189,13 +196,18 @@ def kernel_scores(
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The kernel distance of every set to the reference images, and NAME_std over the subsets."""
+    """The kernel distance of every set to the reference images, and NAME_std over the subsets.
+
+    There is no NAME_std where every subset holds all images of both sets.
+    """
     values: dict[str, float] = {}
     for name, features in found.made.items():
         distance = kernel_distance(
             found.real, features, subsets=subsets, subset_size=subset_size, seed=seed
         )
-        values |= {name: float(distance.mean), f"{name}_std": float(distance.std)}
+        values[name] = float(distance.mean)
+        if max(len(found.real), len(features)) > subset_size:
+            values[f"{name}_std"] = float(distance.std)
     return values
 
 
@@ -232,7 +244,7 @@ def generation_scores(
     """Scores of samples and reconstructions, beside what labels them.
 
     Args:
-        model: in evaluation mode.
+        model: on its device.
         data: what it was trained on.
         extractor: None trains the small classifier on the data.
         scores: "frechet", "kernel" and "precision_recall".

@@ -8,6 +8,7 @@ release of which runs with one release of torch, and on CPUs with one build of i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -274,6 +275,13 @@ def load_inception(path: str | Path) -> Inception:
     own = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     for name, value in own.items():
+        if name in state and not (
+            state[name].is_floating_point() and state[name].layout is torch.strided
+        ):
+            raise ValueError(
+                f"{path} must hold dense floating-point weights, got {state[name].dtype} "
+                f"({state[name].layout}) for {name}; {SOURCE}"
+            )
         if name not in state or state[name].shape != value.shape:
             came = f"shape {list(state[name].shape)}" if name in state else "nothing"
             raise ValueError(
@@ -282,8 +290,15 @@ def load_inception(path: str | Path) -> Inception:
             )
     network = network.to_empty(device="cpu").float()
     network.load_state_dict({k: state[k] for k in own}, strict=False)
-    if not all(bool(value.isfinite().all()) for value in network.parameters()):
-        raise ValueError(f"{path} must hold finite weights, got infinite or NaN ones; {SOURCE}")
+    for name, value in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{path} must hold finite weights, got others in {name}; {SOURCE}")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise ValueError(f"{path} must hold variances, got negative ones in {name}; {SOURCE}")
+        if value.dim() > 1 and not bool(value.any()):
+            raise ValueError(f"{path} must hold trained weights, got zeros in {name}; {SOURCE}")
     return network.eval().requires_grad_(False)
 
 
@@ -292,16 +307,26 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give --inception one with Inception's weights")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             load = require("safetensors.torch", "reading a .safetensors file").load_file
             state = load(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old formats, which are read all the same
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # torch and safetensors have a dozen kinds of them for a bad file
         reason = " ".join(str(error).split())[:80].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is no file of tensors ({reason}); {SOURCE}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise ValueError(f"{path} must hold tensors by name, got {type(state).__name__}; {SOURCE}")
     return dict(state)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes of length, then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"

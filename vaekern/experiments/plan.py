@@ -12,6 +12,7 @@ from vaekern.data import Dataset
 from vaekern.experiments.experiment import Experiment, Row, Settings, merged
 from vaekern.models import TwoStageVAE
 from vaekern.training.config import TrainConfig
+from vaekern.training.fitting import fitted
 from vaekern.training.run import load_data
 
 
@@ -175,6 +176,7 @@ def check(plan: Plan) -> Dataset:
     for row in plan.trained:
         config = plan.config(row, plan.seeds[0])
         try:
+            config = fitted(config, found)
             TwoStageVAE.from_config(config.model, found.sample_shape, found.value_range)
         except ValueError as error:
             raise ValueError(

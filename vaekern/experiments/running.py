@@ -234,8 +234,9 @@ def _name(plan: Plan, measure: str) -> str:
 
 
 def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
-    stored = directory.read_config()
-    if stored.to_flat() | {"run": None} != config.to_flat() | {"run": None}:
+    stored, asked = directory.read_config().to_flat(), config.to_flat()
+    asked["levels"] = asked["levels"] or stored["levels"]  # a run takes them from its data
+    if stored | {"run": None} != asked | {"run": None}:
         raise RunError(
             f"{directory.path} was trained with other settings than this experiment has now; "
             "choose another directory with --out DIR"

@@ -74,7 +74,11 @@ class SystemConfig:
         "between 0 and 1), a mixture of discretised logistics, or the plain squared error",
     )
     mixture_components: int = setting(10, "components of the logistic mixture")
-    levels: int = setting(256, "grey levels of the pixels, as the logistic mixture counts them")
+    levels: int | None = setting(
+        None,
+        "grey levels of the pixels, as the logistic mixture counts them (default: those that the "
+        "training images have; 256 of 8-bit images)",
+    )
     latent_term: LatentTerm = setting(
         "kl",
         "what is charged for the latents, times beta: the KL, |z|^2 / 2, the maximum mean "
@@ -102,7 +106,8 @@ class SystemConfig:
                 "for none at all use --posterior deterministic"
             )
         for name, least in (("flow_steps", 1), ("mixture_components", 1), ("levels", 2)):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.penalty_weight >= 0:
             raise ValueError(f"penalty_weight must not be negative, got {self.penalty_weight}")

@@ -19,7 +19,8 @@ def planar(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
               \log|\det| = \log |1 + \hat u^T w (1 - \tanh^2(w^T z + b))|,
               \quad \hat u = u + (-1 + \log(1 + e^{w^T u}) - w^T u) \frac{w}{\|w\|^2}
 
-    where the last equation keeps w^T u above -1, so that the step is invertible.
+    where the last equation keeps w^T u above -1, so that the step is invertible. With w = 0 it is a
+    shift.
 
     Args:
         z: [..., B, d].
@@ -40,11 +41,15 @@ def planar(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     u, w, b = parameters[:, :d], parameters[:, d : 2 * d], parameters[:, 2 * d]
     inner = (u * w).sum(-1)
     # w / |w|^2 grows without bound as w vanishes, where any u is allowed: tiny keeps it finite.
-    squared = w.square().sum(-1).clamp_min(torch.finfo(w.dtype).tiny ** 0.5)
-    lifted = F.softplus(inner) - 1.0  # w^T u_hat
-    u = u + ((lifted - inner) / squared)[:, None] * w
+    squared = w.square().sum(-1)
+    bounded = squared.clamp_min(torch.finfo(w.dtype).tiny ** 0.5)
+    u = u + ((F.softplus(inner) - 1.0 - inner) / bounded)[:, None] * w
+    kept = squared / bounded  # 1, but for a w that small
+    lifted = kept * F.softplus(inner) + (1.0 - kept) * (1.0 + inner)  # 1 + w^T u_hat, above 0
     bend = torch.tanh((w * z).sum(-1) + b)
-    return z + u * bend[..., None], torch.log1p(lifted * (1.0 - bend.square()))
+    # 1 + (lifted - 1)(1 - bend^2), whose digits would go where lifted is small
+    squares = bend.square()
+    return z + u * bend[..., None], torch.log(squares + lifted * (1.0 - squares))
 
 
 def radial(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +58,8 @@ def radial(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     .. math:: f(z) = z + \hat\beta h (z - c), \quad h = \frac1{\alpha + r}, \quad r = \|z - c\|, \\
               \log|\det| = (d - 1) \log(1 + \hat\beta h) + \log(1 + \hat\beta h - \hat\beta r h^2)
 
-    with alpha = softplus(a) and beta = -alpha + softplus(b), so that the step is invertible.
+    with alpha = softplus(a) and beta = -alpha + softplus(b), so that the step is invertible: both
+    logarithms' arguments are sums of positive numbers, over alpha + r and its square.
 
     Args:
         z: [..., B, d].
@@ -64,7 +70,7 @@ def radial(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> z, log_det = radial(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 4))  # beta = 0
-        >>> z.tolist(), float(log_det)
+        >>> z.tolist(), round(float(log_det), 6)
         ([[3.0, 4.0]], 0.0)
 
     Source: Rezende & Mohamed 2015, Variational Inference with Normalizing Flows, equation 14 and
@@ -72,15 +78,14 @@ def radial(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """
     d = z.shape[-1]
     c, a, b = parameters[:, :d], parameters[:, d], parameters[:, d + 1]
-    alpha = F.softplus(a)
-    beta = F.softplus(b) - alpha
+    alpha, lifted = F.softplus(a), F.softplus(b)  # lifted: beta + alpha
     away = z - c
     # The norm's gradient at 0 is undefined; there the step is linear, and r's weight vanishes.
     r = away.square().sum(-1).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
-    h = 1.0 / (alpha + r)
-    stretch = beta * h
-    log_det = (d - 1) * torch.log1p(stretch) + torch.log1p(stretch * alpha * h)
-    return z + stretch[..., None] * away, log_det
+    whole = alpha + r
+    across, along = (r + lifted) / whole, (r * (r + 2.0 * alpha) + alpha * lifted) / whole.square()
+    log_det = (d - 1) * torch.log(across) + torch.log(along)
+    return z + ((lifted - alpha) / whole)[..., None] * away, log_det
 
 
 class _Step(NamedTuple):

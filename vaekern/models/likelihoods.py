@@ -13,6 +13,11 @@ from torch.nn import functional as F
 from vaekern import functional, joined
 from vaekern.functional import LossComponents
 
+# Up to here the mean of a pixel adds up its levels; of more it is an integral.
+SUMMED_LEVELS = 32
+# Of a level's step: what rounding to float32 may move a pixel by.
+OFF_LEVEL = 1e-3
+
 
 def share_of_batch(
     batch: int, like: Tensor, *, training: bool, process_group: Any = None
@@ -42,8 +47,10 @@ class Likelihood(nn.Module):
 
     #: As a recipe names it.
     name: str
-    #: Whether exp(-nll) is a probability of x, so that values can be compared as likelihoods.
-    density = True
+    #: Whether exp(-nll) is a distribution of x, so that values can be compared as likelihoods.
+    proper = True
+    #: Whether it is a probability of x's grey levels, no density of a number.
+    discrete = False
     nats = True
     reduction = "batchmean"
     activation: str | None = None
@@ -76,6 +83,9 @@ class Likelihood(nn.Module):
         self, sample_shape: Sequence[int], value_range: tuple[float, float] | None
     ) -> None:
         """Raise one clear ValueError for data that this likelihood has no word for."""
+
+    def check_pixels(self, x: Tensor) -> None:
+        """The same for the values themselves, x [N, *sample_shape]."""
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""
@@ -166,7 +176,7 @@ class Bernoulli(Likelihood):
     """
 
     name = "bernoulli"
-    density = False
+    proper = False
     activation = "sigmoid"
 
     def nll(self, output: Tensor, x: Tensor) -> Tensor:
@@ -184,6 +194,15 @@ class Bernoulli(Likelihood):
             raise ValueError(
                 "likelihood 'bernoulli' (cross-entropy) needs images with values between 0 and 1, "
                 "got vectors of any value; choose a Gaussian preset such as mle-iso-i"
+            )
+
+    def check_pixels(self, x: Tensor) -> None:
+        low, high = x.aminmax()
+        if low < 0 or high > 1:
+            raise ValueError(
+                "likelihood 'bernoulli' (cross-entropy) needs pixels between 0 and 1, got "
+                f"{low:.3g} to {high:.3g}, where it has no lower bound; choose a Gaussian preset "
+                "such as mle-iso-i"
             )
 
 
@@ -207,7 +226,7 @@ class SquaredError(Likelihood):
     """
 
     name = "squared-error"
-    density = nats = False
+    proper = nats = False
 
     def __init__(self, *, activation: str | None = None, **options: Any):
         super().__init__(**options)
@@ -238,12 +257,15 @@ class LogisticMixture(Likelihood):
     channels share k, and m_k of green and blue moves with the channels before it: by c_0 red, and
     by c_1 red + c_2 green, |c| < 1.
 
+    `mean` is E[x|z]; in colour images it takes green and blue of a component at the mean of the
+    channels before them, as its edges make them depend on more than that.
+
     The decoder returns, for each pixel, the components' log pi_k up to a constant, then for each
     channel their m_k and log s_k, then for colour images the three c before their tanh.
 
     Args:
         components: how many.
-        levels: 256 for 8-bit images.
+        levels: 256 for 8-bit images; `grey_levels` counts them.
 
     Example:
         >>> loss = LogisticMixture(components=2)
@@ -256,6 +278,7 @@ class LogisticMixture(Likelihood):
     """
 
     name = "logistic-mixture"
+    discrete = True
 
     def __init__(self, *, components: int = 10, levels: int = 256, **options: Any):
         super().__init__(**options)
@@ -284,6 +307,16 @@ class LogisticMixture(Likelihood):
                 "mle-iso-i"
             )
 
+    def check_pixels(self, x: Tensor) -> None:
+        wrong = x[(_off_levels(x, self.levels) > OFF_LEVEL) | (x < 0) | (x > 1)]
+        if len(wrong):
+            raise ValueError(
+                f"likelihood 'logistic-mixture' needs pixels that are one of {self.levels} levels "
+                f"0, 1/{self.levels - 1}, ..., 1, got {float(wrong[0]):.4g}; "
+                "give --levels as the images have them (2 to 256 are found by themselves), or "
+                "choose a Gaussian preset such as mle-iso-i"
+            )
+
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """log pi [..., K, H, W]; m and log s [..., C, K, H, W]; c [..., 3, K, H, W]."""
         per_pixel = output.unflatten(-3, (-1, self.mixture_components))  # [..., P, K, H, W]
@@ -301,15 +334,7 @@ class LogisticMixture(Likelihood):
         log_weight, m, log_s, c = self._split(output)
         y = (2.0 * x - 1.0).unsqueeze(-3)  # [B, C, 1, H, W]
         if c is not None:
-            red, green = y[:, 0], y[:, 1]
-            m = torch.stack(
-                [
-                    m[..., 0, :, :, :],
-                    m[..., 1, :, :, :] + c[..., 0, :, :, :] * red,
-                    m[..., 2, :, :, :] + c[..., 1, :, :, :] * red + c[..., 2, :, :, :] * green,
-                ],
-                dim=-4,
-            )
+            m = torch.stack([*_moved(m, c, y[:, 0], y[:, 1])], dim=-4)
         h = 1.0 / (self.levels - 1)
         scale = torch.exp(-log_s)
         above, below = (y + h - m) * scale, (y - h - m) * scale
@@ -328,14 +353,61 @@ class LogisticMixture(Likelihood):
         return -per_pixel.flatten(-2).sum(-1)
 
     def mean(self, output: Tensor) -> Tensor:
-        log_weight, m, _, c = self._split(output)
-        if c is not None:
-            red = m[..., 0, :, :, :]
-            green = m[..., 1, :, :, :] + c[..., 0, :, :, :] * red
-            blue = m[..., 2, :, :, :] + c[..., 1, :, :, :] * red + c[..., 2, :, :, :] * green
-            m = torch.stack([red, green, blue], dim=-4)
-        y = (log_weight.exp().unsqueeze(-4) * m).sum(-3)
-        return (0.5 * (y + 1.0)).clamp(0.0, 1.0)
+        log_weight, m, log_s, c = self._split(output)
+        if c is None:
+            y = self._level(m, log_s)
+        else:
+            s_red, s_green, s_blue = log_s.unbind(-4)
+            red = self._level(m[..., 0, :, :, :], s_red)
+            green = self._level(_moved(m, c, red, red)[1], s_green)
+            blue = self._level(_moved(m, c, red, green)[2], s_blue)
+            y = torch.stack([red, green, blue], dim=-4)
+        return (0.5 * ((log_weight.exp().unsqueeze(-4) * y).sum(-3) + 1.0)).clamp(0.0, 1.0)
+
+    def _level(self, m: Tensor, log_s: Tensor) -> Tensor:
+        """E[y] of components, the mass beyond the ends at the ends.
+
+        With the bins' edges e_j it is -1 + 2 h sum_j sigmoid((m - e_j) / s), each term the mass
+        above an edge. Many levels make the sum an integral,
+
+            -1 + s [softplus((m + 1) / s) - softplus((m - 1) / s)],
+
+        which is off by less than half a level, where s is far below one.
+        """
+        scale, h = torch.exp(-log_s), 1.0 / (self.levels - 1)
+        if self.levels > SUMMED_LEVELS:
+            return (F.softplus((m + 1.0) * scale) - F.softplus((m - 1.0) * scale)) / scale - 1.0
+        y = torch.full_like(m, -1.0)
+        for j in range(1, self.levels):
+            y = y + 2.0 * h * torch.sigmoid((m - (2 * j - 1) * h + 1.0) * scale)
+        return y
+
+
+def _moved(m: Tensor, c: Tensor, red: Tensor, green: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The m_k of red, green and blue, the channels before them given."""
+    first, second, third = m.unbind(-4)
+    to_green, to_blue, across = c.unbind(-4)
+    return first, second + to_green * red, third + to_blue * red + across * green
+
+
+def _off_levels(x: Tensor, levels: int) -> Tensor:
+    """How far each pixel is from the nearest of so many equal levels, as a share of their step."""
+    places = x.double() * (levels - 1)
+    return (places - places.round()).abs()
+
+
+def grey_levels(x: Tensor) -> int:
+    """The least number of equal steps from 0 to 1 that every pixel is on; 256 where none fits.
+
+    Example:
+        >>> grey_levels(torch.arange(17) / 16), grey_levels(torch.tensor([0.0, 1.0]))
+        (17, 2)
+    """
+    values = torch.unique(x)
+    for levels in range(2, 256):
+        if float(_off_levels(values, levels).max()) <= OFF_LEVEL:
+            return levels
+    return 256
 
 
 #: Every likelihood but the Gaussian one, which is `vaekern.GaussianVAELoss`; a new one is a row

@@ -40,7 +40,9 @@ def jacobian_norm(x_hat: Tensor, z: Tensor, probe: Tensor) -> Tensor:
         probe: v, of x_hat's shape.
 
     Returns:
-        [...], differentiable once more.
+        [...], differentiable once more. Where batch norm in training mode joins the samples, it is
+        of all x_hat with respect to each z: more than the norm of a sample's own Jacobian, by less
+        the larger the batch, as in the code released with RAE.
 
     Example:
         >>> z = torch.zeros(1, 2, requires_grad=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vaekern.models import networks
 from vaekern.models.batch_norm import fit_batch_norm
 from vaekern.models.config import ModelConfig
+from vaekern.models.modes import evaluation_mode
 from vaekern.models.posterior import Posterior
 from vaekern.models.recipes import network_recipe
 from vaekern.models.sharing import MissingModulesError, Shareable
@@ -172,10 +173,8 @@ class TwoStageVAE(Shareable):
     def posterior(self, x: Samples) -> Posterior:
         """Stage 1's q(z|x) for every sample of x, its encoder run once, in evaluation mode."""
         device = next(self.parameters()).device
-        training = self.stage1.training
-        self.stage1.eval()
-        parts = [self.stage1.posterior(piece.to(device)) for piece in x.split(CHUNK)]
-        self.stage1.train(training)
+        with evaluation_mode(self.stage1):
+            parts = [self.stage1.posterior(piece.to(device)) for piece in x.split(CHUNK)]
         return Posterior.join(parts)
 
     @torch.no_grad()

@@ -74,7 +74,8 @@ class VAE(Shareable):
 
     Raises:
         ValueError: posterior_samples below 1, or above 1 with a decoder that predicts its variance,
-            an unknown latent_term or penalty, or the KL of a deterministic posterior.
+            an unknown latent_term or penalty, the KL of a deterministic posterior, or a loss whose
+            reduction is "sum" or "none" in a system whose loss is put together from parts.
 
     Example:
         >>> import torch, vaekern
@@ -153,6 +154,13 @@ class VAE(Shareable):
         self.family = family
         self.latent_term = latent_term
         self.penalty = penalty
+        added = latent_term != "kl" or not family.closed_form or penalty is not None
+        if added and loss.reduction not in ("batchmean", "mean"):
+            raise ValueError(
+                "the loss's reduction must be 'batchmean' or 'mean' where a mean over the batch is "
+                f"added to it (a flow's KL, another latent term, a penalty), got "
+                f"{loss.reduction!r}; use 'batchmean'"
+            )
 
     @classmethod
     def from_config(
@@ -377,6 +385,7 @@ class VAE(Shareable):
         logvar: Tensor | None = None,
         *,
         beta: float | Tensor | None = None,
+        eps: float | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         per_dim: bool = True,
@@ -388,6 +397,7 @@ class VAE(Shareable):
             q: what `posterior` returned for x; or its mu, with
             logvar: beside it, where q is a diagonal Gaussian.
             beta: in the place of the loss's own.
+            eps: likewise, where the loss is a `GaussianVAELoss`.
             generator: of all noise, that of the prior and of probes too.
             noise: of z, as in `forward`; generator then makes the rest.
             per_dim: False leaves kl_per_dim empty.
@@ -395,6 +405,7 @@ class VAE(Shareable):
         if isinstance(q, Tensor):
             assert logvar is not None
             q = Posterior(q, logvar)
+        moved: dict[str, Any] = {} if eps is None else {"eps": eps}
         samples = None if self.posterior_samples == 1 else self.posterior_samples
         of_z = generator if noise is None else None
         ratio: Tensor | None = None
@@ -415,26 +426,32 @@ class VAE(Shareable):
                 scale_tril=q.scale_tril,
                 beta=beta,
                 per_dim=per_dim,
+                **moved,
             )
         else:
             nothing = torch.zeros_like(q.mu)
             found = self.loss.components(
-                x_hat, x, nothing, nothing, x_logvar=x_logvar, beta=0.0, per_dim=False
+                x_hat, x, nothing, nothing, x_logvar=x_logvar, beta=0.0, per_dim=False, **moved
             )
             weight = self.loss.beta if beta is None else beta
             value, parts = LATENT_TERMS[self.latent_term](q, z, ratio, generator)
             share = self._share(x, value)
+            reduced = self._reduced(share * value, x)
             found = found._replace(
-                loss=found.loss + weight * share * value,
-                kl=(share * value).detach(),
+                loss=found.loss + weight * reduced,
+                kl=reduced.detach(),
                 kl_per_dim=(share * parts).detach() if per_dim else found.kl_per_dim,
             )
         if self.penalty is not None:
             penalty = self.penalty(self.decode, self.decoder, flat, self._mean(output), generator)
             if self.penalty.kind != "l2":  # which is no mean over samples
                 penalty = penalty * self._share(x, penalty)
-            found = found._replace(loss=found.loss + penalty)
+            found = found._replace(loss=found.loss + self._reduced(penalty, x))
         return found
+
+    def _reduced(self, batchmean: Tensor, x: Tensor) -> Tensor:
+        """A mean over the batch as the loss reduces it."""
+        return batchmean / x.shape[1:].numel() if self.loss.reduction == "mean" else batchmean
 
     def _share(self, x: Tensor, like: Tensor) -> Tensor | float:
         return share_of_batch(
@@ -461,7 +478,7 @@ class VAE(Shareable):
 
         It is where p(x|z) is a distribution of x and T the KL of a posterior that has a density.
         """
-        proper = not isinstance(self.loss, Likelihood) or self.loss.density
+        proper = not isinstance(self.loss, Likelihood) or self.loss.proper
         return proper and self.latent_term == "kl"
 
     def variances(self) -> list[nn.Parameter]:
@@ -598,7 +615,7 @@ def _make_loss(
             f"got {objective.activation}; leave it out"
         )
     if kind is LogisticMixture:
-        options |= {"components": system.mixture_components, "levels": system.levels}
+        options |= {"components": system.mixture_components, "levels": system.levels or 256}
     loss = kind(**options)
     loss.check_data(sample_shape, value_range)
     return loss

@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: bytes | str, *, previous: Path | None 
     Raises:
         RunError: the disk is full or the file cannot be written; what was there before is kept.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = _encoded(content) if isinstance(content, str) else content
     temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
@@ -40,13 +40,18 @@ def write_atomically(path: Path, content: bytes | str, *, previous: Path | None 
         temporary.unlink(missing_ok=True)
 
 
+def _encoded(text: str) -> bytes:
+    """UTF-8; what a file's name has that is none of it (Linux takes any bytes) as \\udcff."""
+    return text.encode(errors="backslashreplace")
+
+
 def append(path: Path, text: str) -> None:
     """Add lines to a file: all of them, or none.
 
     Raises:
         RunError: the disk is full or the file cannot be written; its old content is kept.
     """
-    data = text.encode()
+    data = _encoded(text)
     before = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab") as file:

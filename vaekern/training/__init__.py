@@ -10,11 +10,12 @@ from vaekern.training.config import (
 from vaekern.training.evaluation import Evaluation, evaluate
 from vaekern.training.run import TrainingRun
 from vaekern.training.run_directory import RunDirectory, load_model
-from vaekern.training.schedule_config import KLConfig, ScheduleConfig
+from vaekern.training.schedule_config import EpsConfig, KLConfig, ScheduleConfig
 from vaekern.training.trainer import Trainer
 
 __all__ = [
     "DataConfig",
+    "EpsConfig",
     "Evaluation",
     "KLConfig",
     "RunConfig",

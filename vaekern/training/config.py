@@ -18,7 +18,7 @@ from vaekern.models.config import (
 )
 from vaekern.models.flows import FLOWS
 from vaekern.training.presets import with_preset
-from vaekern.training.schedule_config import KLConfig, ScheduleConfig
+from vaekern.training.schedule_config import EpsConfig, KLConfig, ScheduleConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["auto", "eager", "compile", "graph"]
@@ -103,6 +103,7 @@ class TrainConfig:
     system: SystemConfig = field(default_factory=SystemConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     kl: KLConfig = field(default_factory=KLConfig)
+    eps: EpsConfig = field(default_factory=EpsConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stage1: StageConfig = field(default_factory=StageConfig)
     stage2: StageConfig = field(default_factory=lambda: StageConfig(epochs=300, halve_every=100))
@@ -152,7 +153,26 @@ class TrainConfig:
                 "stage1.batch_size must be at least 2 for latent_term mmd, which compares the "
                 f"samples of a batch, got {self.stage1.batch_size}"
             )
+        self._check_eps()
         _ = self.model  # which looks at the rest
+
+    def _check_eps(self) -> None:
+        start, objective = self.eps.eps_start, self.objective
+        if start is None:
+            return
+        system = f"{objective.covariance}, {objective.estimate}"
+        if self.system.likelihood != "gaussian":
+            system = self.system.likelihood
+        if system not in ("iso-d, mle", "diag-i, mle", "diag-d, mle"):
+            raise ValueError(
+                "eps_start must come with an mle estimate of iso-d, diag-i or diag-d, which add "
+                f"eps, got {start} with {system}; leave it out"
+            )
+        if not start > objective.eps:
+            raise ValueError(
+                f"eps_start must be above eps = {objective.eps:g}, to which it falls, got "
+                f"{start:g}; leave it out for an eps that does not move"
+            )
 
     @property
     def run_directory(self) -> str:

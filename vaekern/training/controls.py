@@ -12,10 +12,11 @@ from vaekern.models import VAE
 from vaekern.training.adam import Adam
 from vaekern.training.config import TrainConfig
 from vaekern.training.early_stopping import EarlyStopping
+from vaekern.training.eps import Eps
 from vaekern.training.kl import KLTerm
 from vaekern.training.learning_rate import LearningRate
 from vaekern.training.precision import grad_scaler
-from vaekern.training.schedule_config import KLConfig
+from vaekern.training.schedule_config import EpsConfig, KLConfig
 
 
 class Controls:
@@ -25,7 +26,7 @@ class Controls:
         vae: the stage's model.
         optimizer: over its parameters.
         config: the settings.
-        number: the stage, 1 or 2; the KL's settings are those of stage 1.
+        number: the stage, 1 or 2; the settings of the KL and of eps are those of stage 1.
         steps: of an epoch.
     """
 
@@ -50,6 +51,8 @@ class Controls:
             if number == 1
             else KLTerm(KLConfig(), vae.loss.beta, stage.epochs, steps)
         )
+        eps = config.eps if number == 1 else EpsConfig()
+        self.eps = Eps(eps, config.objective.eps, stage.epochs, steps)
         self.stopping = (
             None if schedule.early_stopping is None else EarlyStopping(schedule.early_stopping)
         )
@@ -83,6 +86,11 @@ class Controls:
         self.rate.end(loss)
         if self.stopping is not None:
             self.stopping.update(epoch, loss)
+
+    @property
+    def settled(self) -> int:
+        """The step from which on nothing of the loss moves any more."""
+        return max(self.kl.settled, self.eps.settled)
 
     @property
     def stopped(self) -> bool:

@@ -160,7 +160,13 @@ class KLTerm:
         return None if full is None else full if step >= self.rise else full * step / self.rise
 
     def components(
-        self, vae: VAE, x: Tensor, q: Posterior, step: int, noise: Tensor
+        self,
+        vae: VAE,
+        x: Tensor,
+        q: Posterior,
+        step: int,
+        noise: Tensor,
+        eps: float | None = None,
     ) -> LossComponents:
         """`VAE.components` with this step's KL term, and kl_per_dim left empty.
 
@@ -170,8 +176,8 @@ class KLTerm:
         capacity, free_bits = self.capacity(step), self.config.free_bits
         if capacity is None and free_bits is None:
             beta = None if step >= self.warmup else self.beta(step)
-            return vae.components(x, q, beta=beta, noise=noise, per_dim=False)
-        found = vae.components(x, q, beta=0.0, noise=noise, per_dim=False)
+            return vae.components(x, q, beta=beta, eps=eps, noise=noise, per_dim=False)
+        found = vae.components(x, q, beta=0.0, eps=eps, noise=noise, per_dim=False)
         group = vae.loss.process_group
         if capacity is not None:
             kl = capacity_kl(q.mu, q.logvar, capacity, group, scale_tril=q.scale_tril)

@@ -74,8 +74,9 @@ PRESETS: dict[str, Preset] = {
         _gaussian("iso-i", "learned"),
         f"{_DAI_WIPF}, table 1 (learned gamma); {_TAKIDA}, table 4 (trainable Iso-I)",
         "Gaussian decoder, one variance learned by gradient",
-        "The variance has a learning rate of its own (stage1.variance_lr): at the paper's 1e-4, "
-        "that of the weights, it needs 10,000 steps for a factor of e^2.",
+        "log sigma^2 has a learning rate of its own (stage1.variance_lr). The paper learns log "
+        "sigma at that of the weights, 1e-4: a factor of e in sigma takes 10,000 steps, as it does "
+        "here at a variance_lr of 2e-4.",
     ),
     "two-stage": Preset(
         _gaussian("iso-i", "learned"),
@@ -104,10 +105,13 @@ PRESETS: dict[str, Preset] = {
         _EPS,
     ),
     "mle-diag-d": Preset(
-        _gaussian("diag-d", "mle"),
+        _gaussian("diag-d", "mle") | {"eps_start": 0.3},
         f"{_TAKIDA}, table 2 and appendix G (Diag-D)",
         "one variance for each pixel of each input, at its maximum likelihood",
-        _EPS + " With one draw this is a robust loss, 1/2 log(r^2 + 1e-6) summed over the pixels.",
+        _EPS + " With one draw this is a robust loss, 1/2 log(r^2 + 1e-6) summed over the pixels, "
+        "which collapses at once where most pixels have a commonest value, as the black of digits. "
+        "The paper says nothing of it: here eps starts at 0.3 and falls to 1e-6 in the first two "
+        "thirds of stage 1 (--eps-start null leaves it at 1e-6).",
     ),
     "learned-iso-d": Preset(
         _gaussian("iso-d", "learned"),
@@ -155,8 +159,8 @@ PRESETS: dict[str, Preset] = {
         f"{_TAKIDA}, table 4 (MoL); Salimans et al. 2017, PixelCNN++",
         "a mixture of discretised logistic distributions for each pixel",
         "The paper names neither the number of components nor the head: here 10, and a last layer "
-        "with all their numbers, as in PixelCNN++. Samples are the mixture's means. Grey levels of "
-        "the digits: 17 (--levels); of 8-bit images 256, the default.",
+        "with all their numbers, as in PixelCNN++. Samples are the mixture's means. Its likelihood "
+        "is that of grey levels (--levels, by default those of the training images), no density.",
     ),
     "vae-planar-flow": Preset(
         _gaussian("iso-i", "learned") | {"posterior": "planar"},
@@ -231,7 +235,8 @@ PRESETS: dict[str, Preset] = {
         "Each weight of the decoder is divided by its largest singular value, the last layer's "
         "too, as in the released code. Without batch norm (--network mlp) no change of z then "
         "moves the logits further than z: images are reconstructed poorly. Beta is 2 w D / d with "
-        "w = 9e-3, their MNIST value (CelebA 2.4e-3, CIFAR-10 0.03).",
+        "w = 9e-3, their MNIST value (CelebA 2.4e-3, CIFAR-10 0.03), where their code normalises "
+        "the encoder too.",
     ),
     "wae-mmd": Preset(
         _AUTOENCODER | {"latent_term": "mmd", "beta": 16.0, "stage1": {"batch_size": 100}},

@@ -17,6 +17,7 @@ from vaekern.data.rows import UnreadableSampleError
 from vaekern.models import TwoStageVAE, sharing
 from vaekern.storage.errors import RunError
 from vaekern.training.config import TrainConfig, differences
+from vaekern.training.fitting import fitted
 from vaekern.training.memory import out_of_memory
 from vaekern.training.processes import Processes, local_rank, size_of_environment
 from vaekern.training.run_directory import RunDirectory
@@ -141,7 +142,10 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except UnreadableSampleError as error:
-        raise RunError(f"{error}, and continue with --resume") from error
+        raise RunError(
+            f"{error}; --resume goes on where samples were replaced, and a new run where they were "
+            "removed"
+        ) from error
 
 
 class TrainingRun:
@@ -208,8 +212,8 @@ class TrainingRun:
                 )
 
     def _prepare(self) -> None:
-        config = self.config
-        self.data = load_data(config)
+        self.data = load_data(self.config)
+        self.config = config = fitted(self.config, self.data)
         stored = self._check_same_run() if self.continued else config
         torch.manual_seed(config.run.seed)
         self.model = TwoStageVAE.from_config(

@@ -1,4 +1,4 @@
-"""Settings that are off by default: how the KL's weight, the learning rate and the weights move."""
+"""Settings that are off by default: how the KL's weight, eps, learning rate and weights move."""
 
 # ruff: noqa: RUF009 (`setting` makes a dataclass field, which ruff cannot know)
 
@@ -56,6 +56,32 @@ class KLConfig:
             raise ValueError(
                 f"capacity must be the only change to the KL term, got {shapes[0]} too; "
                 "leave one of them out"
+            )
+
+
+@dataclass(frozen=True)
+class EpsConfig:
+    """What the MLE objectives add inside their logarithm, where it is not eps from the start."""
+
+    eps_start: float | None = setting(
+        None, "where the eps of the mle estimates starts; it then falls to eps (iso-i has none)"
+    )
+    eps_epochs: int | None = setting(
+        None,
+        "epochs until it has fallen: it stays for a third of them and falls by a constant factor "
+        "over the rest (default: two thirds of stage 1)",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "eps_epochs")
+        if self.eps_start is not None and not 0 < self.eps_start < math.inf:
+            raise ValueError(
+                f"eps_start must be positive and finite, got {self.eps_start}; as in 0.3"
+            )
+        if self.eps_epochs is not None and self.eps_start is None:
+            raise ValueError(
+                f"eps_epochs must come with eps_start, got {self.eps_epochs} alone; "
+                "say where eps starts, as in --eps-start 0.3"
             )
 
 
@@ -119,7 +145,7 @@ class ScheduleConfig:
         return self.early_stopping is not None or self.lr_schedule == "plateau"
 
 
-def _at_least_one(config: KLConfig | ScheduleConfig, name: str) -> None:
+def _at_least_one(config: KLConfig | EpsConfig | ScheduleConfig, name: str) -> None:
     value = getattr(config, name)
     if value is not None and value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}; leave it out to do without")

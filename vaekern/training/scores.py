@@ -10,9 +10,14 @@ from torch import Tensor
 
 from vaekern import diagnostics, functional
 from vaekern.data import Dataset, Samples
-from vaekern.data.rows import in_memory
+from vaekern.evaluation.extractors import classifier_extractor
 from vaekern.evaluation.features import fit_feature_classifier
-from vaekern.evaluation.frechet import frechet_distance
+from vaekern.evaluation.generation import (
+    OTHERS,
+    RECONSTRUCTIONS,
+    frechet_scores,
+    generation_features,
+)
 from vaekern.models import VAE, Posterior, TwoStageVAE
 from vaekern.models.likelihoods import Likelihood
 from vaekern.models.vae import CHUNK
@@ -20,6 +25,14 @@ from vaekern.models.vae import CHUNK
 # The maximum mean discrepancy compares all pairs, the Frechet distance needs many samples.
 MMD_SAMPLES = 5_000
 FRECHET_SAMPLES = 10_000
+#: What is compared with training images, and what metrics.json calls it.
+COMPARED = {
+    RECONSTRUCTIONS: "fd_reconstructions",
+    "prior": "fd_stage1",
+    "second-stage": "fd_stage2",
+    OTHERS: "fd_test_images",
+}
+LABEL = ("extractor", "dimensions", "dtype", "preprocessing")
 
 
 @torch.no_grad()
@@ -39,8 +52,8 @@ def compute_scores(
         data: what it was trained on.
         train: its posterior of the training set.
         two_stages: whether the second stage was trained too.
-        seed: of the feature classifier.
-        generator: of all noise, on the model's device.
+        seed: of the feature classifier and of the images for the Frechet distances.
+        generator: of all other noise, on the model's device.
 
     Returns:
         Names and values as metrics.json holds them; what a system does not have is left out. The
@@ -62,7 +75,7 @@ def compute_scores(
             regime = diagnostics.polarized_regime(train.mu, train.logvar)
             scores["delta_kl"] = float(regime.delta_kl)
     scores |= _discrepancies(model, train, two_stages, generator)
-    return scores | _frechet_distances(model, data, two_stages, seed, generator)
+    return scores | _frechet_distances(model, data, two_stages, seed)
 
 
 def _likelihood(vae: VAE, x: Samples, generator: torch.Generator) -> dict[str, Any]:
@@ -98,8 +111,15 @@ def _likelihood(vae: VAE, x: Samples, generator: torch.Generator) -> dict[str, A
         scores |= {"kl_nats_per_dim": kl / x.numel(), "kl_nats": kl / len(x)}
         if vae.loss_in_nats:
             scores["nll_nats_per_dim"] = (nll + kl) / x.numel()
-            scores["nll_name"] = "NLL bound" if vae.bounds_likelihood else "cross-entropy + KL"
+            scores["nll_name"] = _nll_name(vae)
     return scores
+
+
+def _nll_name(vae: VAE) -> str:
+    if not vae.bounds_likelihood:
+        return "cross-entropy + KL"
+    discrete = isinstance(vae.loss, Likelihood) and vae.loss.discrete
+    return "NLL bound of grey levels" if discrete else "NLL bound"
 
 
 def _discrepancies(
@@ -121,11 +141,7 @@ def _mmd(latents: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _frechet_distances(
-    model: TwoStageVAE,
-    data: Dataset,
-    two_stages: bool,
-    seed: int,
-    generator: torch.Generator,
+    model: TwoStageVAE, data: Dataset, two_stages: bool, seed: int
 ) -> dict[str, Any]:
     """Frechet distances to the training images in the features of a classifier trained on them."""
     if data.kind != "image" or data.train_labels is None or data.test_labels is None:
@@ -134,27 +150,24 @@ def _frechet_distances(
         return {}  # one class teaches a classifier nothing
     with torch.enable_grad():
         classifier = fit_feature_classifier(data, seed=seed)
-    real = data.train[:FRECHET_SAMPLES]
-    reference = classifier.features(real)
-    made = {
-        "reconstructions": torch.cat(
-            [
-                model.reconstruct(batch.to(generator.device), generator=generator)
-                for batch in real.split(CHUNK)
-            ]
-        ),
-        "stage1": model.sample(len(real), stage=1, generator=generator),
-    }
-    if two_stages:
-        made["stage2"] = model.sample(len(real), stage=2, generator=generator)
+    found = generation_features(
+        model,
+        data,
+        classifier_extractor(classifier),
+        sources=[name for name in COMPARED if two_stages or name != "second-stage"],
+        reference="train",
+        n=FRECHET_SAMPLES,
+        seed=seed,
+    )
     values: dict[str, Any] = {
-        f"fd_{name}": float(frechet_distance(reference, classifier.features(images.cpu())))
-        for name, images in made.items()
+        COMPARED[name]: value for name, value in frechet_scores(found).items()
     }
-    test = classifier.features(in_memory(data.test, FRECHET_SAMPLES))
+    label = found.label()
+    if OTHERS in found.made:
+        values["fd_test_samples"] = label["samples"][OTHERS]
     return values | {
-        "fd_test_images": float(frechet_distance(reference, test)),
-        "fd_name": f"FD-{data.name}",
-        "fd_samples": len(real),
+        "fd_name": found.extractor.frechet,
+        "fd_samples": label["reference_samples"],
+        **{f"fd_{key}": label[key] for key in LABEL},
         "fd_classifier_accuracy": float(classifier.accuracy),
     }

@@ -17,6 +17,7 @@ from vaekern.training.adam import Adam
 from vaekern.training.captured import Captured, Compiled, Mode, choose, is_compilers, warn_eager
 from vaekern.training.config import StageConfig
 from vaekern.training.controls import Controls
+from vaekern.training.eps import Eps
 from vaekern.training.kl import KLTerm
 from vaekern.training.precision import autocast
 from vaekern.training.processes import Processes
@@ -47,17 +48,20 @@ class BatchLoss(nn.Module):
     Args:
         vae: the stage's model.
         kl: what it charges for the KL.
+        eps: what it adds inside the logarithm of an MLE objective.
     """
 
-    def __init__(self, vae: VAE, kl: KLTerm):
+    def __init__(self, vae: VAE, kl: KLTerm, eps: Eps):
         super().__init__()
         self.vae = vae
         self.kl = kl
+        self.eps = eps
 
     def forward(self, x: Tensor, noise: Tensor, step: int) -> Stepped:
         """x [B, ...] and normal numbers for z, after `step` finished steps of this stage."""
         q = self.vae.posterior(x).to(torch.float32)
-        return Stepped(self.kl.components(self.vae, x, q, step, noise), q.mu, q.logvar)
+        found = self.kl.components(self.vae, x, q, step, noise, self.eps.at(step))
+        return Stepped(found, q.mu, q.logvar)
 
 
 class Step:
@@ -70,8 +74,8 @@ class Step:
         noise: of the posterior's draws.
         processes: that share each batch; their gradients are averaged.
         mode: "eager"; "compile" compiles the loss's forward and backward; "graph" records the whole
-            step and replays it; "auto" is what suits the device. Steps whose KL term moves with
-            their number (warm-up, capacity) are eager.
+            step and replays it; "auto" is what suits the device. Steps whose loss moves with their
+            number (warm-up, capacity, a falling eps) are eager.
 
     Raises a warning where it falls back from what was asked for.
     """
@@ -90,13 +94,13 @@ class Step:
         self.precision = precision
         self.noise = noise
         self.processes = processes
-        self._loss: nn.Module = BatchLoss(vae, controls.kl)
+        self._loss: nn.Module = BatchLoss(vae, controls.kl, controls.eps)
         if not processes.alone:
             with warnings.catch_warnings():  # newer versions call the flag something else
                 warnings.simplefilter("ignore", FutureWarning)
                 # The loss and batch norm keep the buffers the same everywhere by themselves.
                 self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
-        self._settled = controls.kl.settled
+        self._settled = controls.settled
         self._like = next(vae.parameters())
         chosen, sentence = choose(mode, next(vae.parameters()).device, self._obstacle())
         if sentence is not None:

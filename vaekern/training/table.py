@@ -50,7 +50,9 @@ def score_rows(metrics: Mapping[str, Any]) -> list[Row]:
         rows.append(_row(f"{name} of samples", metrics["fd_stage1"], "stage 1"))
         if "fd_stage2" in metrics:
             rows.append(_row(f"{name} of samples", metrics["fd_stage2"], "stage 2"))
-        rows.append(_row(f"{name} of test images", metrics["fd_test_images"], "for scale"))
+        if "fd_test_images" in metrics:
+            of = f"{metrics['fd_test_samples']} test images"
+            rows.append(_row(f"{name} of {of}", metrics["fd_test_images"], "for scale"))
     return rows
 
 
@@ -63,9 +65,9 @@ def score_note(metrics: Mapping[str, Any]) -> str:
     if "fd_name" not in metrics:
         return ""
     return (
-        f"{metrics['fd_name']}: Frechet distance to {metrics['fd_samples']} training images in the "
-        f"features of a small classifier, test accuracy {metrics['fd_classifier_accuracy']:.1%}; "
-        "lower is better"
+        f"{metrics['fd_name']}: Frechet distance of as many made images to "
+        f"{metrics['fd_samples']} training images, in the {metrics['fd_extractor']}; lower is "
+        "better, and fewer images read higher"
     )
 
 

@@ -20,6 +20,7 @@ from vaekern.training.board import Board
 from vaekern.training.checkpoints import Checkpoints
 from vaekern.training.config import TrainConfig
 from vaekern.training.controls import Controls
+from vaekern.training.eps import Eps
 from vaekern.training.interrupt import Stopped, StopRequest
 from vaekern.training.kl import KLTerm
 from vaekern.training.meetings import Meetings
@@ -151,7 +152,8 @@ class Trainer:
         stage = self.config.stage1
         steps = self.state.steps(stage)
         term = KLTerm(self.config.kl, self.config.objective.beta, stage.epochs, steps)
-        return term.warning(stage.epochs, steps)
+        eps = Eps(self.config.eps, self.config.objective.eps, stage.epochs, steps)
+        return term.warning(stage.epochs, steps) or eps.warning(stage.epochs, steps)
 
     def restore(self) -> str | None:
         """Go back to the last checkpoint: see `Checkpoints.restore`."""
@@ -252,6 +254,7 @@ class Trainer:
             "lr": controls.optimizer.param_groups[0]["lr"],
             "dims": dimensions,
             **controls.kl.record(position.step - 1),
+            **controls.eps.record(position.step - 1),
         }
         if not state.vae.loss_in_nats:
             record["unit"] = "squared error"

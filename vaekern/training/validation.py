@@ -7,6 +7,7 @@ import math
 import torch
 
 from vaekern.models import VAE
+from vaekern.models.modes import evaluation_mode
 from vaekern.training.metrics import FIELDS
 from vaekern.training.processes import Processes
 from vaekern.training.seeds import derived_seed
@@ -37,16 +38,14 @@ def validate(
     device = next(vae.parameters()).device
     generator = torch.Generator(device)
     sums = torch.zeros(len(FIELDS), dtype=torch.float64, device=device)
-    training = vae.training
-    vae.eval()
     # Batches of nearly equal size: a variance estimated from a few samples is too small. One is
     # never divided between processes: the estimates of a part are others.
     pieces = torch.arange(len(held_out)).tensor_split(math.ceil(len(held_out) / batch_size))
-    for index in range(processes.rank, len(pieces), processes.size):
-        generator.manual_seed(derived_seed(*seed, index))
-        found = vae(held_out.batch(pieces[index], generator), generator=generator)
-        means = torch.stack([getattr(found, name).mean() for name in FIELDS])
-        sums += len(pieces[index]) * means
-    vae.train(training)
+    with evaluation_mode(vae):
+        for index in range(processes.rank, len(pieces), processes.size):
+            generator.manual_seed(derived_seed(*seed, index))
+            found = vae(held_out.batch(pieces[index], generator), generator=generator)
+            means = torch.stack([getattr(found, name).mean() for name in FIELDS])
+            sums += len(pieces[index]) * means
     sums = processes.sum(sums)
     return dict(zip(FIELDS, (sums / len(held_out)).tolist(), strict=True))

@@ -80,7 +80,8 @@ def build(
         extra_outputs: k, numbers that the encoder returns beside mu and logvar.
         decoder_shape: what the decoder returns for one sample, where that is not sample_shape.
         spectral_norm: divide each linear and convolutional weight of the decoder by its largest
-            singular value (`torch.nn.utils.parametrizations.spectral_norm`).
+            singular value (`torch.nn.utils.parametrizations.spectral_norm`), but not those of a
+            variance head, which start at zero.
         **options: the network's own.
 
     Raises:
@@ -110,8 +111,9 @@ def build(
         assert isinstance(encoder, Encoder)
         encoder.add_extra(extra_outputs)
     if spectral_norm:
+        head = getattr(decoder, "x_logvar", None)
         for layer in list(decoder.modules()):
-            if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            if layer is not head and isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 parametrizations.spectral_norm(layer)
     return encoder, decoder
 

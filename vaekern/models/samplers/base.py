@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vaekern.models.modes import evaluation_mode
 from vaekern.models.two_stage import TwoStageVAE
 from vaekern.models.vae import CHUNK, VAE
 
@@ -68,8 +69,5 @@ def encode_means(vae: VAE, x: Samples) -> Tensor:
     In evaluation mode, a chunk at a time, on the VAE's device.
     """
     device = next(vae.parameters()).device
-    training = vae.training
-    vae.eval()
-    means = torch.cat([vae.encode(piece.to(device))[0] for piece in x.split(CHUNK)])
-    vae.train(training)
-    return means
+    with evaluation_mode(vae):
+        return torch.cat([vae.encode(piece.to(device))[0] for piece in x.split(CHUNK)])

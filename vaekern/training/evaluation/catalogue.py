@@ -42,6 +42,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
                 "± {negative_elbo_standard_error:.2f}; {negative_elbo_per_dim:.4f} per dim",
             ),
         ),
+        notes=("{note}",),
         needs=(
             needs.stochastic,
             needs.likelihood,
@@ -84,7 +85,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         generation.kernel_distances,
         "train",
         IMAGES,
-        lines=generation.sample_lines("{metric}", "{{{name}:.5f}}", "± {{{name}_std:.5f}}"),
+        lines=generation.sample_lines("{metric}", "{{{name}:.5f}}", "{{{name}_subsets}}"),
         needs=(needs.torchmetrics, needs.features),
     ),
     Diagnostic(
@@ -375,6 +376,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
             Line("score, Rolinek et al.", "{knn:.3f}", "", "0 to 1; by nearest neighbours"),
             Line("mutual information gap", "{mig:.3f}", "", "0 to 1; Chen et al., 20 bins"),
         ),
+        notes=("{note}",),
         needs=(needs.factors,),
     ),
     Diagnostic(

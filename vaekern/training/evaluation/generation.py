@@ -9,6 +9,7 @@ from typing import Any
 from vaekern import evaluation
 from vaekern.evaluation import GenerationFeatures
 from vaekern.evaluation.generation import OTHERS, RECONSTRUCTIONS
+from vaekern.evaluation.kernel_distance import SUBSET_SIZE, SUBSETS
 from vaekern.models import SAMPLERS
 from vaekern.training.evaluation.row import Found, Line
 from vaekern.training.evaluation.subject import Subject
@@ -21,7 +22,13 @@ def frechet_distances(subject: Subject, n: int) -> Found:
 
 def kernel_distances(subject: Subject, n: int) -> Found:
     """KID with Inception, otherwise KD-NAME."""
-    return _scored(subject, evaluation.kernel_scores, subject.extractor.kernel)
+    found = _scored(subject, evaluation.kernel_scores, subject.extractor.kernel)
+    for name in found.values["samples"]:
+        deviation, subsets = found.values.get(f"{name}_std"), f"{SUBSETS} subsets of {SUBSET_SIZE}"
+        found.values[f"{name}_subsets"] = (
+            "all images at once" if deviation is None else f"{subsets}: std {deviation:.5f}"
+        )
+    return found
 
 
 def precision_recall(subject: Subject, n: int) -> Found:
@@ -49,7 +56,7 @@ def frechet_lines() -> tuple[Line, ...]:
         RECONSTRUCTIONS: "one draw of z each",
         **dict.fromkeys(SAMPLERS, ""),
         "interpolation": "mid-points of test codes",
-        OTHERS: "real ones, for scale",
+        OTHERS: f"{{samples[{OTHERS}]}} real ones; fewer read higher",
     }
     first, *others = remarks
     return (

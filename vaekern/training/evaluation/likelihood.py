@@ -7,6 +7,7 @@ import math
 import torch
 
 from vaekern import diagnostics
+from vaekern.models.likelihoods import LogisticMixture
 from vaekern.training.evaluation.row import Found
 from vaekern.training.evaluation.subject import Subject
 
@@ -25,9 +26,17 @@ def importance_weighted_nll(subject: Subject, n: int) -> Found:
 
     nll, elbo = bound(IMPORTANCE_SAMPLES), bound(1)
     dims = part.x[0].numel()
+    loss, note = subject.vae.loss, {}
+    if isinstance(loss, LogisticMixture):
+        offset = dims * math.log(loss.levels - 1)
+        note["note"] = (
+            f"of {loss.levels} grey levels, no density: beside a Gaussian decoder's it counts as "
+            f"{float(nll.mean()) - offset:.2f}"
+        )
     return Found(
         n,
-        {
+        note
+        | {
             "k": IMPORTANCE_SAMPLES,
             "nll": float(nll.mean()),
             "nll_standard_error": _standard_error(nll),

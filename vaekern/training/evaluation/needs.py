@@ -43,7 +43,7 @@ def diagonal(subject: Subject) -> str | None:
 def likelihood(subject: Subject) -> str | None:
     """p(x|z) is a distribution of x."""
     loss = subject.vae.loss
-    if isinstance(loss, Likelihood) and not loss.density:
+    if isinstance(loss, Likelihood) and not loss.proper:
         return f"the decoder's {loss.name} is no likelihood"
     return None
 

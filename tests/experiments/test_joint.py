@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from vaekern.experiments import joint
 from vaekern.experiments.finished import Finished
 from vaekern.experiments.joint import fused_loss, merged_loss
 from vaekern.experiments.measures import report
@@ -64,6 +68,47 @@ def test_merged_loss_by_hand_and_its_way_into_the_first_encoder() -> None:
     torch.testing.assert_close(own, whole)
 
 
+def test_a_stopped_joint_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    flat = {
+        "data": f"npy:{tmp_path / 'x.npy'}",
+        "estimate": "learned",
+        "latent_dim": 2,
+        "width": 8,
+        "second_width": 8,
+        "stage1": {"epochs": 3, "batch_size": 16},
+    }
+
+    def train(name: str, said: list[str]) -> bytes:
+        config = TrainConfig.from_flat({**flat, "run": str(tmp_path / name)})
+        PROCEDURES["train merged"](config, said.append)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    whole, said = train("whole", []), []
+    step, steps = joint._Joint._step, []
+
+    def interrupted(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        found = step(self, rows)
+        steps.append(1)
+        if len(steps) == 3:  # the first of the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(joint._Joint, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("parts", said)
+    assert (tmp_path / "parts" / "joint.safetensors").exists()
+    assert train("parts", said) == whole
+    assert "goes on from epoch 1" in said
+    assert not (tmp_path / "parts" / "joint.safetensors").exists()
+    # finished: once more is no more training
+    assert train("parts", said) == whole
+
+
 def test_what_a_joint_run_leaves_behind(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
     np.save(tmp_path / "x.npy", images)
@@ -80,12 +125,14 @@ def test_what_a_joint_run_leaves_behind(tmp_path: Path) -> None:
         config = TrainConfig.from_flat({**flat, "run": str(tmp_path / name)})
         done = PROCEDURES[name](config, lambda text: None)
         assert done.epochs == 2
-        run = Finished(config, {})
+        run = Finished(config)
         numbers[name] = report(run)
         model = run.subject.model
         assert model.sample(3, stage=2).shape == (3, 1, 4, 4)
+        assert run.subject.two_stages
         # Fused, nothing is drawn between the decoders.
         assert (model.stage2.loss.x_logvar.item() == -20) == (name == "train fused")
+    assert list(numbers["train fused"]) == ["mmd_stage2"]
     # Errors and likelihoods of a fused model are not those of its first stage: there are none.
     assert not any("mse" in key or "nll" in key for key in numbers["train fused"])
     assert numbers["train merged"]["squared_error"] == 16 * numbers["train merged"]["mse"]

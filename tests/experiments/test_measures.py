@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from vaekern.data import load
+from vaekern.experiments.clock import Clock
 from vaekern.experiments.measures import NotApplicable, noise_variances, training_time
 
 
@@ -33,7 +35,6 @@ def fake(covariance: str, pattern: str, estimate: str = "mle") -> Any:
         data=noisy,
         subject=subject,
         config=SimpleNamespace(objective=objective),
-        record={"seconds": 6.0, "epochs": 4},
     )
 
 
@@ -75,9 +76,29 @@ def test_what_has_no_noise_variance() -> None:
         noise_variances(run)
 
 
-def test_training_time() -> None:
-    run = fake("iso-i", "uniform")
-    assert training_time(run) == {"seconds_per_epoch": 1.5}
-    run.record["epochs"] = 0
+def test_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of stage 1's epochs; the first of a piece counts where there is no other."""
+    run = SimpleNamespace(directory=SimpleNamespace(path=tmp_path))
+    with pytest.raises(NotApplicable, match="not timed"):
+        training_time(run)
+    now = [0.0]
+    monkeypatch.setattr("vaekern.experiments.clock.time.monotonic", lambda: now[0])
+
+    def piece(*epochs: tuple[int, float]) -> Clock:
+        clock = Clock(tmp_path)
+        clock.start()
+        for stage, seconds in epochs:
+            now[0] += seconds
+            clock.tick(stage)
+        now[0] += 0.5  # cut off in the middle of the next
+        clock.write()
+        return clock
+
+    assert piece((1, 9.0)).seconds == 9.5
+    assert training_time(run) == {"seconds_per_epoch": 9.0}
+    assert piece((1, 8.0), (1, 2.0), (1, 3.0), (2, 50.0), (2, 40.0)).epochs == 5
+    piece((1, 7.0), (1, 2.5))
+    assert training_time(run) == {"seconds_per_epoch": 2.5}  # of 2, 3 and 2.5
+    (tmp_path / "epoch_seconds.json").write_text("[1")  # damaged: nothing is known
     with pytest.raises(NotApplicable):
         training_time(run)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vaekern.experiments
-from vaekern.data import Dataset
+from vaekern.data import Dataset, add_noise
 from vaekern.experiments.experiment import Column, Row
 from vaekern.experiments.known_data import KNOWN, recognise
 from vaekern.experiments.papers import Quoted
@@ -61,12 +61,19 @@ def test_the_papers_numbers_stand_beside_and_quoted_rows_below() -> None:
 
 
 def test_data_are_recognised_by_what_they_hold() -> None:
-    mean, (shape, count, _) = 0.1307, KNOWN["mnist"]
+    mean, (shape, count, *_) = 0.1307, KNOWN["mnist"]
     train = torch.full((count, *shape), mean)
     test = torch.zeros(10, *shape)
     assert recognise(Dataset("some-folder", "image", train, test)) == "mnist"
     assert recognise(Dataset("mnist", "image", train * 1.05, test)) is None
     assert recognise(Dataset("mnist", "image", train[1:], test)) is None
+    noisy = add_noise(Dataset("mnist", "image", train, test), "uniform", 0.1)
+    assert recognise(noisy) is None
+    # known by the reader that crops them, not by their number alone
+    for name, count in (("celeba", 162_770), ("celeba-hq", 27_000), ("dsprites", 663_552)):
+        images = torch.zeros(1, *KNOWN[name].shape).expand(count, -1, -1, -1)
+        assert recognise(Dataset(name, "image", images, images[:1])) == name
+        assert recognise(Dataset("celeba160", "image", images, images[:1])) is None
     factors = torch.rand(4, 2)
     vectors = Dataset(
         "synth-lin", "vector", torch.rand(4, 3), torch.rand(2, 3), train_factors=factors

@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from vaekern import cli
-from vaekern.experiments import Column, Experiment, Row, reproduce, running
+from vaekern.evaluation import fit_feature_classifier
+from vaekern.experiments import EXPERIMENTS, Column, Experiment, Row, reproduce, running
+from vaekern.experiments.flags import parse_settings
+from vaekern.experiments.plan import check, make_plan
 from vaekern.experiments.procedures import PROCEDURES
-from vaekern.storage.errors import RunError
+from vaekern.storage.errors import DivergedError, RunError
 from vaekern.training import TrainConfig
 
 COLUMNS = (
@@ -103,7 +106,9 @@ def test_two_rows_and_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     page = (out / "table.md").read_text()
     assert f"| Iso-I | {cell['mean']:.3f} ± {cell['std']:.3f} |" in page
-    assert "disentanglement_score was not computed" in page
+    # of every row, so that none is named
+    assert "\ndisentanglement_score was not computed: " in page
+    assert "Shortened: stage 1 of the longest row to 1 epoch, all other lengths" in page
     assert "score |" not in page  # the column of a measure that does not apply
     assert "vaekern reproduce tiny --data" in page
     assert "Not complete" not in page
@@ -194,6 +199,16 @@ def test_training_alone_is_reported_later(tmp_path: Path, images: str) -> None:
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"settings": {"latentdim": 3}}, "there is no setting 'latentdim'"),
+        ({"settings": {"seed": 3}}, "settings must not hold 'seed'; use seeds"),
+        ({"settings": {"preset": "ae"}}, "settings must not hold 'preset'; use rows"),
+        (
+            {"settings": {"latent_dim": "x"}},
+            "row 'fixed' cannot be trained on npy:.*; change --data",
+        ),
+        ({"seeds": [0, 0]}, r"seeds must differ from one another, got \[0, 0\]"),
+        ({"seeds": []}, r"seeds must hold at least one whole number from 0 on, got \[\]"),
+        ({"rows": []}, "rows must name at least one row, got none"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
         ({"data": "synth-lin"}, "data of tiny must be images, got synth-lin, which holds vectors"),
         (
             {"settings": {"network": "infogan"}, "data": "ODD"},
@@ -211,6 +226,183 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         reproduce(**{"name": "tiny", "out": out, "show": _quiet} | arguments)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": "mle"}, r"rows must be names in a list, got the text 'mle'; pass \['mle'\]"),
+        ({"epochs": 1.5}, "epochs must be a whole number or None, got 1.5"),
+        ({"epochs": True}, "epochs must be a whole number"),
+        ({"data": 3}, "data must be a spec such as 'digits', got int"),
+        ({"settings": 3}, "settings must be a mapping, got int"),
+        ({"seeds": "3"}, "seeds must be a whole number or a list of them, got '3'"),
+    ],
+)
+def test_arguments_of_another_type(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=message):
+        reproduce(**{"name": "tiny", "out": tmp_path / "out", "show": _quiet} | arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_settings(["stage1.lr=1e-4", "early-stopping=none", "tf32=true"]) == {
+        "stage1": {"lr": 1e-4},
+        "early_stopping": None,
+        "tf32": True,
+    }
+    assert parse_settings(["logvar_clamp=[-30, 20]"]) == {"logvar_clamp": (-30.0, 20.0)}
+    for words, text in (
+        ("stage1.lr=[1", "--set stage1.lr must be a number, got '[1'"),
+        ("latent_dim=x", "--set latent_dim must be a whole number, got 'x'"),
+        ("latentdim=3", "--set has no setting 'latentdim'; did you mean latent_dim?"),
+        ("stage1=3", "--set has no setting 'stage1'"),
+        ("estimate=x", "--set estimate must be one of mle, learned, fixed, got 'x'"),
+    ):
+        assert cli.main(["reproduce", "tiny", "--set", words]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_lengths_are_shortened_in_proportion_and_given_ones_are_not(tmp_path: Path) -> None:
+    rows = (
+        Row("long", "long", {"stage1": {"epochs": 40}, "covariance": "diag-d", "eps_start": 0.3}),
+        Row("short", "short", {"stage1": {"epochs": 10}}),
+    )
+    running.EXPERIMENTS["tiny"] = replace(running.EXPERIMENTS["tiny"], rows=rows)
+    plan = make_plan(
+        "tiny",
+        running.EXPERIMENTS,
+        **dict.fromkeys(("data", "out", "rows")),
+        seeds=1,
+        epochs=8,
+        settings={"stage2": {"epochs": 3}},
+        device="cpu",
+    )
+    found = {row.name: plan.config(row, 0) for row in rows}
+    assert [found[name].stage1.epochs for name in ("long", "short")] == [8, 2]
+    assert found["short"].stage1.halve_every == 10
+    assert [each.stage2.epochs for each in found.values()] == [3, 3]
+
+
+def test_a_smaller_call_keeps_what_a_larger_one_found(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = reproduce("tiny", seeds=2, epochs=1, out=out, show=_quiet)
+    part = reproduce("tiny", seeds=[5], rows=["fixed"], epochs=1, out=out, show=_quiet)
+    assert [row.name for row in part.results.rows] == ["fixed", "mle", "mle-two"]
+    assert list(part.results.seeds) == [0, 1, 5]
+    for key, values in whole.results.values.items():
+        assert part.results.values[key] == values
+    assert "Seeds: 0, 1, 5;" in part.page
+    assert "Fewer runs than seeds: Iso-I 2 of 3; Iso-I, second stage 2 of 3." in part.page
+    assert f"--seeds 0,1,5 --epochs 1 --out {out}" in part.page
+    # A baseline that is trained for another row is no row of the table.
+    alone = reproduce("tiny", seeds=1, rows=["mle"], epochs=1, out=tmp_path / "b", show=_quiet)
+    assert [row.name for row in alone.results.rows] == ["mle"]
+    assert "excess" in alone.results.values["mle", 0]
+
+
+def test_damaged_files_of_the_experiment(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
+    weights = (out / "runs/fixed/seed-0/best-stage1.safetensors").read_bytes()
+    for text in ('{"complete": true', '{"complete": true, "measures": null, "skipped": {}}', "[]"):
+        (out / "runs/fixed/seed-0/experiment.json").write_text(text)
+        again = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
+        assert again.results.values == found.results.values
+    assert (out / "runs/fixed/seed-0/best-stage1.safetensors").read_bytes() == weights
+    (out / "experiment.json").write_text("{")
+    with pytest.raises(RunError, match=r"is damaged; remove it, and the same command writes it ag"):
+        reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
+    (out / "experiment.json").unlink()
+    again = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
+    assert again.results.values == found.results.values
+
+
+def test_data_that_have_changed_are_not_mixed(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.npy"
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    np.save(path, images)
+    call = {"data": f"npy:{path}", "rows": ["fixed"], "epochs": 1, "out": tmp_path / "out"}
+    reproduce("tiny", seeds=1, show=_quiet, **call)
+    np.save(path, images[:40])
+    found = reproduce("tiny", seeds=2, show=_quiet, **call)
+    assert "is not the data that" in found.results.failed["fixed, seed 0"]
+    assert [seed for _, seed in found.results.values] == [1]
+
+
+def test_a_loss_that_diverges_is_told_what_helps_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(config: Any, show: Any) -> Any:
+        raise DivergedError("the loss of stage 1 became NaN", "continue with --resume")
+
+    monkeypatch.setitem(PROCEDURES, "train", diverge)
+    found = reproduce("tiny", seeds=1, rows=["fixed"], out=tmp_path / "out", show=_quiet)
+    (reason,) = found.results.failed.values()
+    assert reason == (
+        "the loss of stage 1 became NaN; lower --set stage1.lr, or --set clip_norm=1, with another "
+        "--out DIR"
+    )
+
+
+def test_images_are_compared_in_the_same_features_in_all_runs(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = (
+        Column("fd", "{frechet}, samples", "frechet_distances", "prior"),
+        Column("error", "squared error", "report", "squared_error"),
+    )
+    running.EXPERIMENTS["tiny"] = replace(experiment, columns=columns)
+    said: list[str] = []
+    call = {"rows": ["fixed"], "epochs": 1, "show": said.append}
+    found = reproduce("tiny", seeds=1, out=tmp_path / "a", **call)  # without classes
+    assert [column.name for column in found.results.present()] == ["error"]
+    assert "without FD, samples; for these give --inception FILE" in said[0]
+    running.EXPERIMENTS["tiny"] = replace(experiment, columns=columns[:1])
+    with pytest.raises(
+        ValueError, match="and tiny has no other columns .FD, samples.; give --ince"
+    ):
+        reproduce("tiny", seeds=1, out=tmp_path / "b", **call)
+    assert not (tmp_path / "b").exists()
+
+    trained: list[int] = []
+
+    def fit(data: Any, *, seed: int) -> Any:
+        trained.append(seed)
+        return fit_feature_classifier(data, seed=seed)
+
+    monkeypatch.setattr(running, "fit_feature_classifier", fit)
+    call["settings"] = {"stage2": {"epochs": 0}}
+    found = reproduce("tiny", data="digits", seeds=2, out=tmp_path / "c", **call)
+    assert trained == [0]
+    assert "trained on the data, the same for all runs." in found.page
+    again = reproduce("tiny", data="digits", seeds=2, out=tmp_path / "c", **call)
+    assert trained == [0]  # it is kept
+    assert again.results.values == found.results.values
+
+
+def test_experiments_that_need_factors_or_have_their_own_data(tmp_path: Path) -> None:
+    for name, data, message in (
+        ("rolinek-restarts", "digits", "must have known factors of variation, got digits; choose"),
+        ("rolinek-scale-ratios", "synth-nonlin", "data must be left out for rolinek-scale-ratios"),
+        ("manifolds", "digits", "row 'r-2' cannot be trained on digits:2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(
+                make_plan(
+                    name,
+                    EXPERIMENTS,
+                    data=data,
+                    out=tmp_path / "out",
+                    seeds=1,
+                    rows=None,
+                    epochs=None,
+                    settings={},
+                    device="cpu",
+                )
+            )
 
 
 def test_a_directory_belongs_to_one_experiment(tmp_path: Path, experiment: Experiment) -> None:

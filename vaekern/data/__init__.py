@@ -13,6 +13,7 @@ from vaekern.data.celeba import read_celeba, read_celeba140, read_celeba160, rea
 from vaekern.data.cifar import read_cifar10, read_cifar10_jpeg
 from vaekern.data.dataset import Dataset
 from vaekern.data.digits import read_digits
+from vaekern.data.dsprites import read_dsprites
 from vaekern.data.folder import read_folder
 from vaekern.data.generated import Synthetic
 from vaekern.data.idx import read_idx
@@ -100,6 +101,7 @@ READERS: dict[str, Reader] = {
     "manifold-images": Reader("[:R[:N]]", read_manifold_images, "the same as images, 1x24x24"),
     "sprites": Reader("[:N]", read_sprites, "the factors of dSprites, drawn anew, 1x64x64"),
     "soft-sprites": Reader("[:N]", read_soft_sprites, "sprites with smooth outlines"),
+    "dsprites": Reader(":FILE", read_dsprites, "the dSprites file, with its factors"),
     "strokes": Reader("[:N]", read_strokes, "digits written by a generated pen, 1x28x28"),
     "noisy": Reader(":PATTERN:VARIANCE:SPEC", _read_noisy, "noise on a part of another image set"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def read_npy(argument: str, options: ReadOptions) -> Dataset:
     Where there is no test set, ``test_fraction`` of the samples becomes one.
     """
     path = existing(argument, directory=False)
-    arrays = _load(path)
+    arrays = read_arrays(path, lambda names: _roles(names, path))
     kind, train, train_labels = _part(arrays, "train", "train_labels", path, options)
     if "test" not in arrays:
         return split_dataset(
@@ -77,7 +77,7 @@ def read_npy(argument: str, options: ReadOptions) -> Dataset:
     )
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """An array, and what to call it in an error."""
 
     array: np.ndarray
@@ -85,7 +85,7 @@ class _Stored(NamedTuple):
 
 
 def _part(
-    arrays: dict[str, _Stored], samples: str, labels: str, path: Path, options: ReadOptions
+    arrays: dict[str, Stored], samples: str, labels: str, path: Path, options: ReadOptions
 ) -> tuple[Kind, Samples, Tensor | None]:
     array, source = arrays[samples]
     streamed = isinstance(array, np.memmap) and array.flags.c_contiguous
@@ -103,8 +103,16 @@ def _part(
     return kind, values, to_labels(arrays[labels].array, len(values), arrays[labels].source)
 
 
-def _load(path: Path) -> dict[str, _Stored]:
-    """The arrays by the role they play: train, train_labels, test, test_labels."""
+def read_arrays(path: Path, roles: Callable[[list[str]], dict[str, str]]) -> dict[str, Stored]:
+    """The arrays of a file by the role they play.
+
+    Args:
+        path: a .npy file, whose array is mapped and has the role "train"; or an .npz.
+        roles: the names in an .npz -> {role: name}; others are not read.
+
+    Raises:
+        ValueError: a damaged file, one of another kind, or one that only pickle can read.
+    """
     with path.open("rb") as file:
         magic = file.read(len(NPY_MAGIC))
     try:
@@ -112,15 +120,13 @@ def _load(path: Path) -> dict[str, _Stored]:
             # mapping checks the announced size against the file's before anything is allocated
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             _check_end(mapped, path)
-            return {"train": _Stored(mapped, str(path))}
+            return {"train": Stored(mapped, str(path))}
         if magic[: len(ZIP_MAGIC)] == ZIP_MAGIC:
             # opened here, because numpy leaves the file open when the archive is damaged
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                roles = _roles(list(archive.files), path)
-                return {
-                    r: _Stored(_array(archive, n, path), f"{n} of {path}") for r, n in roles.items()
-                }
-    except _Unfit:
+                chosen = roles(list(archive.files))
+                return {role: _array(archive, name, path) for role, name in chosen.items()}
+    except UnfitError:
         raise
     except Exception as error:  # numpy's and zipfile's parsers have a dozen kinds of them
         if isinstance(error, PermissionError):
@@ -138,14 +144,14 @@ def _load(path: Path) -> dict[str, _Stored]:
     )
 
 
-def _array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+def _array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> Stored:
     found = archive[name]
     if not isinstance(found, np.ndarray):  # numpy gives the bytes of what is no .npy
-        raise _Unfit(
+        raise UnfitError(
             f"{name} in {path} is not an array; write the file with numpy.savez, or give the data "
             f"that it holds"
         )
-    return found
+    return Stored(found, f"{name} of {path}")
 
 
 def _check_end(mapped: np.ndarray, path: Path) -> None:
@@ -153,13 +159,13 @@ def _check_end(mapped: np.ndarray, path: Path) -> None:
     offset = getattr(mapped, "offset", None)
     more = 0 if offset is None else path.stat().st_size - offset - mapped.nbytes
     if more > 0:
-        raise _Unfit(
+        raise UnfitError(
             f"{path} must end with its array {list(mapped.shape)}, but goes on for {more} bytes; "
             f"save the samples as one array"
         )
 
 
-class _Unfit(ValueError):
+class UnfitError(ValueError):
     """A file that is whole, and not what is wanted."""
 
 
@@ -170,7 +176,7 @@ def _roles(names: list[str], path: Path) -> dict[str, str]:
         if convention.train in names:
             return {r: n for r, n in convention._asdict().items() if n in names}
     known = ", ".join(dict.fromkeys(convention.train for convention in CONVENTIONS))
-    raise _Unfit(
+    raise UnfitError(
         f"{path} holds arrays named {', '.join(sorted(names)) or 'nothing at all'}; "
         f"name the samples one of {known}, or save one array only"
     )

@@ -23,6 +23,7 @@ class Column:
         digits: how it is written, a format specification.
         scale: what it is multiplied by.
         relative: the same number of the row's `baseline`, at the same seed, is subtracted.
+        log: whether figures draw it on a logarithmic axis.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Column:
     digits: str = ".3f"
     scale: float = 1.0
     relative: bool = False
+    log: bool = False
 
     def heading(self, *, inception: bool) -> str:
         """The label."""
@@ -90,10 +92,12 @@ class Experiment:
         settings: of all rows.
         data: the spec that is taken where none is given.
         kind: what the data must be; None for both.
+        factors: whether the data must have known factors of variation.
         papers: where the paper's numbers are: a file of `papers`, and tables in it.
         figures: the rows of `FIGURES` that draw it.
         figure_columns: the names of the columns drawn; all by default.
         axis: of curves, what `Row.value` is.
+        log_axis: whether that is drawn logarithmically.
         cost: what it takes, in words.
         notes: what was chosen where the paper leaves a choice open.
     """
@@ -105,16 +109,23 @@ class Experiment:
     settings: Settings = field(default_factory=dict)
     data: str = "digits"
     kind: Literal["image", "vector"] | None = None
+    factors: bool = False
     papers: tuple[str, ...] = ()
     figures: Sequence[str] = ("dots",)
     figure_columns: Sequence[str] = ()
     axis: str = ""
+    log_axis: bool = False
     cost: str = ""
     notes: str = ""
 
     def row(self, name: str) -> Row:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether its rows are trained on data of the user's choice."""
+        return any("{data}" in row.data for row in self.rows)
 
     def with_runs(self, names: Sequence[str]) -> Iterator[Row]:
         """The rows of these names, and those whose runs or values they need, in order."""

@@ -28,22 +28,23 @@ from vaekern.models.samplers.base import encode_means
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Draw = Callable[[Plan, Results, Path], None]
+#: False where there is nothing to draw.
+Draw = Callable[[Plan, Results, Path], bool]
 
 ACROSS = 3  # panels
 STRIPS = 2  # interpolations drawn for each system
 
 
-def dots(plan: Plan, results: Results, path: Path) -> None:
+def dots(plan: Plan, results: Results, path: Path) -> bool:
     """One panel for each column: each row's mean, its standard deviation, and the paper's."""
     columns, rows = _columns(plan, results), list(results.rows)
-    across = min(ACROSS, len(columns))
-    down = -(-len(columns) // across)
+    down, across = _grid(len(columns))
     figure = new_figure(2.2 + 3.1 * across, down * (1.1 + 0.26 * len(rows)))
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)
         _dots(axes, rows, column, results, named=index % across == 0)
     save(figure, path)
+    return True
 
 
 def _dots(
@@ -67,6 +68,8 @@ def _dots(
                 capsize=2,
             )
     dress(axes, title=results.heading(column))
+    if column.log:
+        axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), [row.label for row in rows] if named else [""] * len(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     if named and results.paper is not None:
@@ -75,44 +78,66 @@ def _dots(
         legend(axes)
 
 
-def curves(plan: Plan, results: Results, path: Path) -> None:
+def curves(plan: Plan, results: Results, path: Path) -> bool:
     """One panel for each column: a curve for each group of rows over their `value`."""
     columns = _columns(plan, results)
     groups = list(dict.fromkeys(row.group for row in results.rows if row.value is not None))
-    across = min(ACROSS, len(columns))
-    down = -(-len(columns) // across)
-    figure = new_figure(1.0 + 3.6 * across, 0.3 + 2.9 * down)
+    down, across = _grid(len(columns))
+    named = len(groups) > 1 or results.paper is not None
+    figure = new_figure(1.0 + 3.6 * across, 0.3 + 2.9 * down + 0.35 * named)
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)
         for group, colour in zip(groups, CLASSES, strict=False):
             _curve(axes, [r for r in results.rows if r.group == group], column, results, colour)
         dress(axes, title=results.heading(column), x=plan.experiment.axis)
-        if index == 0 and (len(groups) > 1 or results.paper is not None):
-            if results.paper is not None:
-                axes.plot([], [], ":", color=INK, label="paper")
-            legend(axes)
+        _scale(axes, plan, column, [r.value for r in results.rows if r.value is not None])
+    if named:  # below all panels, where it covers no curve
+        lines, labels = axes.get_legend_handles_labels()
+        if results.paper is not None:
+            lines, labels = [*lines, *axes.plot([], [], ":", color=INK)], [*labels, "paper"]
+        figure.legend(
+            lines, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False
+        )
     save(figure, path)
+    return True
+
+
+def _scale(axes: Axes, plan: Plan, column: Column, places: Sequence[float]) -> None:
+    if plan.experiment.log_axis:
+        axes.set_xscale("log")
+        if len(set(places)) <= 8:  # the places themselves rather than powers of ten
+            axes.set_xticks(sorted(set(places)), [f"{each:g}" for each in sorted(set(places))])
+            axes.set_xticks([], minor=True)
+    if column.log:
+        axes.set_yscale("log")
 
 
 def _curve(axes: Axes, rows: Sequence[Row], column: Column, results: Results, colour: str) -> None:
     placed = [(row.value, results.spread(row, column), row) for row in rows]
     own = [(x, s) for x, s, _ in placed if x is not None and s is not None]
+    label = rows[0].group or "here"
     if own:
         x = [place for place, _ in own]
         mean = [s.mean for _, s in own]
-        axes.plot(x, mean, "o-", color=colour, markersize=4, linewidth=1.4, label=rows[0].group)
+        axes.plot(x, mean, "o-", color=colour, markersize=4, linewidth=1.4, label=label)
         low = [s.mean - (s.std or 0) for _, s in own]
         high = [s.mean + (s.std or 0) for _, s in own]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     paper = [(x, results.of_paper(row.name, column)) for x, _, row in placed if x is not None]
-    theirs = [(x, s.mean) for x, s in paper if s is not None]
+    theirs = [(x, s.mean, s.std or 0.0) for x, s in paper if s is not None]
     if theirs:
-        axes.plot(*zip(*theirs, strict=True), ":", color=colour, linewidth=1.2)
+        x, mean, std = map(list, zip(*theirs, strict=True))
+        axes.plot(x, mean, ":", color=colour, linewidth=1.2)
+        if any(std):
+            axes.errorbar(x, mean, yerr=std, fmt="none", color=colour, capsize=2, alpha=0.6)
 
 
-def scatter(plan: Plan, results: Results, path: Path) -> None:
+def scatter(plan: Plan, results: Results, path: Path) -> bool:
     """Each run a point: the second of the experiment's columns over the first."""
-    x, y = _columns(plan, results)[:2]
+    columns = _columns(plan, results)
+    if len(columns) < 2:
+        return False
+    x, y = columns[:2]
     figure = new_figure(5.6, 4.2)
     axes = figure.add_subplot()
     groups = list(dict.fromkeys(row.group for row in results.rows))
@@ -130,21 +155,31 @@ def scatter(plan: Plan, results: Results, path: Path) -> None:
     dress(axes, x=results.heading(x), y=results.heading(y))
     legend(axes)
     save(figure, path)
+    return True
 
 
-def interpolation_strips(plan: Plan, results: Results, path: Path) -> None:
+def interpolation_strips(plan: Plan, results: Results, path: Path) -> bool:
     """What each system decodes on the way from one test image to another, two strips for each."""
     seed = plan.seeds[0]
     strips = []
     for row in results.rows:
         if (row.name, seed) not in results.values:
             continue
-        run = Finished(plan.config(row, seed), {})
+        run = Finished(plan.config(row, seed))
         codes = encode_means(run.subject.vae, run.data.test[: 2 * STRIPS])
         images = samplers.interpolation_strips(run.subject.vae, codes[::2], codes[1::2])
         names = [row.label, *[""] * (STRIPS - 1)]
         strips += [_tiles.Row(strip.cpu(), name) for strip, name in zip(images, names, strict=True)]
+    if not strips:
+        return False
     save(_tiles.tile_figure(strips, title="Interpolations"), path)
+    return True
+
+
+def _grid(panels: int) -> tuple[int, int]:
+    """(down, across): full rows where there are such."""
+    across = 2 if panels == 4 else min(ACROSS, panels)
+    return -(-panels // across), across
 
 
 def _columns(plan: Plan, results: Results) -> list[Column]:

@@ -20,7 +20,6 @@ class Finished:
 
     Args:
         config: its settings.
-        record: what `vaekern.experiments` noted of its training: seconds and epochs.
         extractor: features for the distances between images; None trains a small classifier.
         stretch: whether generated images are stretched before these.
     """
@@ -28,13 +27,11 @@ class Finished:
     def __init__(
         self,
         config: TrainConfig,
-        record: dict[str, Any],
         *,
         extractor: Extractor | None = None,
         stretch: bool = False,
     ):
         self.config = config
-        self.record = record
         self._extractor = extractor
         self._stretch = stretch
         self.directory = RunDirectory(config.run_directory)

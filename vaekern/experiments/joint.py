@@ -7,32 +7,37 @@ reaches the first's encoder through z.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaekern import functional
+from vaekern import diagnostics, functional
+from vaekern.experiments.clock import Clock
 from vaekern.experiments.trained import Show, Trained
 from vaekern.models import TwoStageVAE
 from vaekern.models.batch_norm import fit_batch_norm
 from vaekern.nn import X_LOGVAR_MIN
+from vaekern.storage.errors import DivergedError
 from vaekern.storage.files import write_atomically
-from vaekern.storage.tensors import save_tensors
+from vaekern.storage.tensors import load_state, load_tensors, save_tensors
 from vaekern.training.config import TrainConfig
+from vaekern.training.interrupt import Stopped, StopRequest
+from vaekern.training.metrics import sigma
+from vaekern.training.progress import Progress, Standing
 from vaekern.training.run import TrainingRun
-from vaekern.training.run_directory import MODEL
-from vaekern.training.scores import compute_scores
+from vaekern.training.scores import MMD_SAMPLES, compute_scores
 from vaekern.training.seeds import derived_seed
 from vaekern.training.sources import Images
-from vaekern.training.state import Position
 from vaekern.training.step import make_optimizer
 
 Loss = Callable[[TwoStageVAE, Tensor, torch.Generator], Tensor]
+
+FILE, KIND = "joint.safetensors", "vaekern joint training"
 
 
 def fused_loss(model: TwoStageVAE, x: Tensor, noise: torch.Generator) -> Tensor:
@@ -59,73 +64,178 @@ def merged_loss(model: TwoStageVAE, x: Tensor, noise: torch.Generator) -> Tensor
     return first + model.stage2(z, generator=noise).loss
 
 
-def _train(config: TrainConfig, show: Show, *, loss: Loss, numbers: str) -> Trained:
-    """Train both stages at once for stage 1's epochs; started anew where it was stopped.
+class _Joint:
+    """A run whose two stages are trained at once, for stage 1's epochs and at its rates.
+
+    Stopped after any step, it goes on from there to the same bits: the data order is a function of
+    seed and epoch, and joint.safetensors holds weights, moments and the state of the noise.
+    """
+
+    def __init__(self, run: TrainingRun, loss: Loss):
+        self.run, self.loss = run, loss
+        self.stage, self.model = run.config.stage1, run.model
+        self.images = Images(run.data.train, run.device)
+        self.noise = torch.Generator(run.device)
+        self.noise.manual_seed(derived_seed(run.config.run.seed, 0))
+        self.optimizers = [
+            make_optimizer(v, self.stage) for v in (run.model.stage1, run.model.stage2)
+        ]
+        self.rates = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
+        self.size = min(self.stage.batch_size, len(self.images))
+        self.batches = len(self.images) // self.size
+        self.epoch = self.batch = 0
+        self.path = run.path / FILE
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> bool:
+        """Go back to where it was stopped; False where it was not."""
+        if not self.path.is_file():
+            return False
+        remedy = "remove it to train this run from its beginning"
+        tensors, header = load_tensors(self.path, KIND, remedy=remedy)
+        model = _with_prefix(tensors, "model.")
+        load_state(self.model, model, self.path, remedy=remedy)
+        for i, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _with_prefix(tensors, f"optimizer.{i}.").items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        self.noise.set_state(tensors["noise"])
+        self.epoch, self.batch = header["epoch"], header["batch"]
+        return True
+
+    def save(self) -> None:
+        """Keep all that the next step depends on."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for i, optimizer in enumerate(self.optimizers):
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{index}.{key}": v for key, v in moments.items()}
+        tensors["noise"] = self.noise.get_state()
+        save_tensors(self.path, tensors, KIND, {"epoch": self.epoch, "batch": self.batch})
+        self._saved_at = time.monotonic()
+
+    def train(self, clock: Clock) -> None:
+        """The epochs that are left.
+
+        Raises:
+            DivergedError: the loss is no longer finite.
+            RunError: the disk is full.
+            Stopped: Ctrl-C or SIGTERM; joint.safetensors has been written.
+        """
+        seed, epochs = self.run.config.run.seed, self.stage.epochs
+        count = self.batches * self.size
+        done = self.epoch * count + self.batch * self.size
+        self.model.train()
+        with Progress("both stages", epochs, count, done) as bar, StopRequest() as stop:
+            while self.epoch < epochs:
+                for optimizer, own in zip(self.optimizers, self.rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, own, strict=True):
+                        group["lr"] = rate * self.stage.lr_factor(self.epoch)
+                shuffled = torch.Generator().manual_seed(derived_seed(seed, 1, self.epoch))
+                order = torch.randperm(len(self.images), generator=shuffled)
+                while self.batch < self.batches:
+                    value = self._step(order[self.batch * self.size :][: self.size])
+                    self.batch += 1
+                    bar.update(self.size)
+                    self._look_up(value, bar, stop)
+                self.epoch, self.batch = self.epoch + 1, 0
+                clock.tick(1)
+
+    def _step(self, rows: Tensor) -> Tensor:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        value = self.loss(self.model, self.images.batch(rows, self.noise), self.noise)
+        value.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return value.detach()
+
+    def _look_up(self, value: Tensor, bar: Progress, stop: StopRequest) -> None:
+        """After a step: stop, save, show. The device is waited for once in a while."""
+        last = self.batch == self.batches
+        due = time.monotonic() - self._saved_at >= self.run.config.run.checkpoint_seconds
+        if not (last or due or stop.requested):
+            return
+        if not bool(torch.isfinite(value)):
+            raise DivergedError(
+                f"the loss became infinite or NaN in epoch {self.epoch + 1}",
+                "start with a smaller learning rate",
+            )
+        if due or stop.requested:
+            self.save()
+        if stop.requested:
+            raise Stopped(stop.requested)
+        x_logvar = self.model.stage1.x_logvar
+        spread = None if x_logvar is None else sigma(float(x_logvar.mean()))
+        bar.show(Standing(float(value) / self.images.dimensions, spread, None))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """The weights as those of a two-stage model that is trained to its end."""
+        pieces = (r for r in torch.arange(len(self.images)).split(self.size) if len(r) > 1)
+        fit_batch_norm(
+            self.model,
+            pieces,
+            lambda rows: self.loss(self.model, self.images.batch(rows, self.noise), self.noise),
+        )
+        if self.loss is fused_loss:  # nothing is drawn between its decoders
+            for parameter in self.model.stage2.loss.parameters():
+                parameter.fill_(X_LOGVAR_MIN)
+        state = self.run.trainer.state
+        state.begin_stage2()
+        state.position.epoch = self.run.config.stage2.epochs
+        self.run.trainer.save()
+        self.path.unlink(missing_ok=True)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _train(config: TrainConfig, show: Show, *, loss: Loss) -> Trained:
+    """Train both stages at once for stage 1's epochs.
 
     The run directory holds the weights as those of a two-stage model, and in metrics.json only the
-    numbers that mean something: all those that end in `numbers`.
+    numbers that mean something.
     """
     run = TrainingRun(config, resume=True)
+    clock = Clock(run.path)
     try:
         run.start()
-        model, stage = run.model, config.stage1
-        images = Images(run.data.train, run.device)
-        noise = torch.Generator(run.device)
-        noise.manual_seed(derived_seed(config.run.seed, 0))
-        optimizers = [make_optimizer(vae, stage) for vae in (model.stage1, model.stage2)]
-        rates = [[group["lr"] for group in each.param_groups] for each in optimizers]
-        began, size = time.monotonic(), min(stage.batch_size, len(images))
-        model.train()
-        for epoch in range(stage.epochs):
-            for optimizer, own in zip(optimizers, rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, own, strict=True):
-                    group["lr"] = rate * stage.lr_factor(epoch)
-            order = torch.randperm(
-                len(images),
-                generator=torch.Generator().manual_seed(derived_seed(config.run.seed, 1, epoch)),
-            )
-            for rows in order[: len(order) // size * size].split(size):
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                value = loss(model, images.batch(rows, noise), noise)
-                value.backward()  # type: ignore[no-untyped-call]
-                for optimizer in optimizers:
-                    optimizer.step()
-            if not bool(torch.isfinite(value)):
-                raise RuntimeError(f"the loss became infinite or NaN in epoch {epoch + 1}")
-        seconds = time.monotonic() - began
-        with torch.no_grad():
-            batches = (rows for rows in torch.arange(len(images)).split(size) if len(rows) > 1)
-            fit_batch_norm(
-                model, batches, lambda rows: loss(model, images.batch(rows, noise), noise)
-            )
-            if loss is fused_loss:  # nothing is drawn between its decoders
-                for parameter in model.stage2.loss.parameters():
-                    parameter.fill_(X_LOGVAR_MIN)
-        _write(run, numbers)
+        if run.trainer.position.stage == 1:
+            joint = _Joint(run, loss)
+            if joint.restore():
+                show(f"goes on from epoch {joint.epoch}")
+            try:
+                clock.start()
+                joint.train(clock)
+            finally:
+                clock.write()
+            joint.finish()
+        _write(run, loss)
     finally:
         run.close()
-    show(f"stage 1 and 2 together, {stage.epochs} epochs")
-    return Trained(seconds, stage.epochs, ())
+    return Trained(clock.seconds, clock.epochs, ())
 
 
-def _write(run: TrainingRun, numbers: str) -> None:
+@torch.no_grad()
+def _write(run: TrainingRun, loss: Loss) -> None:
     generator = torch.Generator(run.device)
     generator.manual_seed(derived_seed(run.config.run.seed, 2, 3))
-    train = run.model.eval().posterior(run.data.train)
-    found = compute_scores(
-        run.model,
-        run.data,
-        train,
-        two_stages=True,
-        seed=run.config.run.seed,
-        generator=generator,
-    )
-    kept = {name: value for name, value in found.items() if name.endswith(numbers)}
-    position = dataclasses.asdict(Position(stage=2))
-    save_tensors(run.directory.model, run.model.state_dict(), MODEL, position)
-    write_atomically(run.directory.metrics, json.dumps(kept, indent=2) + "\n")
+    model = run.model.eval()
+    train = model.posterior(run.data.train)
+    if loss is fused_loss:  # errors and likelihoods of its first stage alone mean nothing
+        u = model.stage2.posterior(train.mu[:MMD_SAMPLES]).sample(generator=generator)
+        mmd = diagnostics.maximum_mean_discrepancy(u, generator=generator)
+        found: dict[str, Any] = {"mmd_stage2": float(mmd)}
+    else:
+        seed = run.config.run.seed
+        found = compute_scores(
+            model, run.data, train, two_stages=True, seed=seed, generator=generator
+        )
+    write_atomically(run.directory.metrics, json.dumps(found, indent=2) + "\n")
 
 
-train_fused = functools.partial(_train, loss=fused_loss, numbers="none")
-train_merged = functools.partial(_train, loss=merged_loss, numbers="")
+train_fused = functools.partial(_train, loss=fused_loss)
+train_merged = functools.partial(_train, loss=merged_loss)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from torch import Tensor
 
 from vaekern.data import Dataset
 from vaekern.experiments.experiment import Experiment, Row, Settings, merged
 from vaekern.models import TwoStageVAE
-from vaekern.training.config import TrainConfig
+from vaekern.training.config import Device, TrainConfig
 from vaekern.training.fitting import fitted
 from vaekern.training.run import load_data
+
+DEVICES = get_args(Device)
+# Numbers of a set that is read again for every row that puts something on it.
+SMALL = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Plan:
         data: the spec.
         seeds: of the runs.
         out: the directory.
-        epochs: of stage 1, in place of each row's own; the second stage's, and the epochs after
-            which learning rates halve, are changed in proportion.
+        epochs: of stage 1, for the row that has most; other rows, the second stage and all that is
+            counted in epochs are shortened in proportion.
         settings: over every row's.
         device: of all runs.
         inception: a file with Inception's weights, for FID and KID.
@@ -50,7 +57,7 @@ class Plan:
     stretch: bool = False
 
     def config(self, row: Row, seed: int) -> TrainConfig:
-        """The settings of one run.
+        """The settings of one run: the experiment's, the row's, shortened, and those given.
 
         Raises:
             ValueError: a setting that does not exist, or one outside its range.
@@ -61,15 +68,27 @@ class Plan:
             "device": self.device,
             "run": str(self.out / "runs" / row.run_name / f"seed-{seed}"),
         }
-        flat = merged(self.experiment.settings, row.settings, self.settings, own)
-        config = TrainConfig.from_flat(flat)
-        return config if self.epochs is None else _shortened(config, flat, self.epochs)
+        flat = merged(self.experiment.settings, row.settings)
+        if self.epochs is not None:
+            flat = merged(flat, _shortened(flat, self.epochs / self._longest))
+        return TrainConfig.from_flat(merged(flat, self.settings, own))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Epochs of stage 1 of the row that has most."""
+        rows = (merged(self.experiment.settings, row.settings) for row in self.experiment.rows)
+        return max(TrainConfig.from_flat(flat).stage1.epochs for flat in rows)
 
     def runs(self) -> Iterator[tuple[Row, int]]:
         """Each run that is trained: seed by seed, so that a part of them is a smaller table."""
         for seed in self.seeds:
             for row in self.trained:
                 yield row, seed
+
+    @property
+    def default_out(self) -> Path:
+        """The directory that is taken where none is given."""
+        return _default_out(self.name, self.data)
 
     def identity(self) -> dict[str, Any]:
         """What may not change when the experiment goes on: rows and seeds may."""
@@ -81,18 +100,29 @@ class Plan:
         }
 
 
-def _shortened(config: TrainConfig, flat: Settings, epochs: int) -> TrainConfig:
-    factor = epochs / config.stage1.epochs
-    stages = {
+def _shortened(flat: Settings, factor: float) -> dict[str, Any]:
+    """The lengths of the stages, and what is counted in epochs, times a factor."""
+    config = TrainConfig.from_flat(flat)
+    stages: dict[str, Any] = {
         name: {
-            "epochs": round(stage.epochs * factor) if stage.epochs else 0,
+            "epochs": max(1, round(stage.epochs * factor)) if stage.epochs else 0,
             "halve_every": max(1, round(stage.halve_every * factor)),
         }
         for name, stage in (("stage1", config.stage1), ("stage2", config.stage2))
     }
-    if config.stage2.epochs:
-        stages["stage2"]["epochs"] = max(1, stages["stage2"]["epochs"])
-    return TrainConfig.from_flat(merged(flat, stages))
+    if config.eps.eps_epochs is not None:
+        stages["eps_epochs"] = max(1, round(config.eps.eps_epochs * factor))
+    return stages
+
+
+#: Settings that `reproduce` has its own words for.
+RESERVED = {
+    "seed": "seeds (--seeds)",
+    "data": "data (--data)",
+    "device": "device (--device)",
+    "run": "out (--out)",
+    "preset": "rows (--rows), whose presets they are",
+}
 
 
 def make_plan(
@@ -113,6 +143,7 @@ def make_plan(
 
     Raises:
         ValueError: an unknown experiment or row, or a number outside its range.
+        TypeError: an argument of another type.
     """
     if name not in experiments:
         raise ValueError(
@@ -120,14 +151,30 @@ def make_plan(
             "`vaekern reproduce --list` names all of them"
         )
     experiment = experiments[name]
-    if isinstance(seeds, int):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
-        seeds = range(seeds)
+    if data is not None and not isinstance(data, str):
+        raise TypeError(f"data must be a spec such as 'digits', got {type(data).__name__}")
+    if data is not None and not experiment.takes_data:
+        raise ValueError(
+            f"data must be left out for {name}, whose rows have data of their own, got {data!r}"
+        )
+    seeds = _seeds(seeds)
+    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int)):
+        raise TypeError(f"epochs must be a whole number or None, got {epochs!r}")
     if epochs is not None and epochs < 1:
         raise ValueError(
             f"epochs must be at least 1, got {epochs}; leave it out for the experiment's own"
         )
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings must be a mapping, got {type(settings).__name__}")
+    for key, instead in RESERVED.items():
+        if key in settings:
+            raise ValueError(f"settings must not hold {key!r}; use {instead}")
+    if isinstance(rows, str):
+        raise TypeError(f"rows must be names in a list, got the text {rows!r}; pass [{rows!r}]")
+    if rows is not None and not rows:
+        raise ValueError("rows must name at least one row, got none; leave it out for all")
     known = [row.name for row in experiment.rows]
     for each in rows or ():
         if each not in known:
@@ -139,21 +186,38 @@ def make_plan(
     # A row that shares another's runs trains nothing of its own.
     trained = tuple(row for row in needed if row.run is None)
     spec = data or experiment.data
-    folder = f"{name}-{spec.rstrip('/').rpartition('/')[2].replace(':', '-')}"
     return Plan(
         name,
         experiment,
         chosen,
         trained,
         spec,
-        tuple(seeds),
-        Path(out).expanduser() if out else Path("experiments") / folder,
+        seeds,
+        Path(out).expanduser() if out else _default_out(name, spec),
         epochs,
         settings,
         device,
         None if inception is None else str(inception),
         stretch,
     )
+
+
+def _default_out(name: str, spec: str) -> Path:
+    return Path("experiments") / f"{name}-{spec.rstrip('/').rpartition('/')[2].replace(':', '-')}"
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, int) and not isinstance(given, bool):
+        if given < 1:
+            raise ValueError(f"seeds must be at least 1, got {given}")
+        return tuple(range(given))
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"seeds must be a whole number or a list of them, got {given!r}")
+    if not given or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in given):
+        raise ValueError(f"seeds must hold at least one whole number from 0 on, got {list(given)}")
+    if len(set(given)) < len(given):
+        raise ValueError(f"seeds must differ from one another, got {list(given)}; each counts once")
+    return tuple(given)
 
 
 def check(plan: Plan) -> Dataset:
@@ -166,24 +230,42 @@ def check(plan: Plan) -> Dataset:
         ValueError: data or settings that do not go with the experiment; the text names the row.
         OSError, TypeError: data that cannot be read.
     """
-    first = replace(plan.trained[0], data="{data}")
-    found, kind = load_data(plan.config(first, plan.seeds[0])), plan.experiment.kind
-    if kind is not None and found.kind != kind:
+    experiment = plan.experiment
+    own = Row("data", "")
+    try:
+        found = load_data(plan.config(own, plan.seeds[0]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --data SPEC says where the data are") from None
+    if experiment.kind is not None and found.kind != experiment.kind:
         raise ValueError(
-            f"data of {plan.name} must be {kind}s, got {plan.data}, which holds {found.kind}s; "
-            f"choose other --data"
+            f"data of {plan.name} must be {experiment.kind}s, got {plan.data}, which holds "
+            f"{found.kind}s; choose other --data"
         )
+    if experiment.factors and found.train_factors is None:
+        raise ValueError(
+            f"data of {plan.name} must have known factors of variation, got {plan.data}; choose a "
+            "generated set or dsprites:FILE with --data"
+        )
+    loaded = {own.data: found}
     for row in plan.trained:
         config = plan.config(row, plan.seeds[0])
         try:
-            config = fitted(config, found)
-            TwoStageVAE.from_config(config.model, found.sample_shape, found.value_range)
-        except ValueError as error:
+            if row.data not in loaded and _is_small(found):
+                loaded[row.data] = load_data(config)
+            its = loaded.get(row.data, found)
+            config = fitted(config, its)
+            TwoStageVAE.from_config(config.model, its.sample_shape, its.value_range)
+        except (ValueError, TypeError) as error:
             raise ValueError(
-                f"row {row.name!r} cannot be trained on {plan.data}: {error}; "
-                "choose other --data, or leave the row out with --rows"
+                f"row {row.name!r} cannot be trained on {config.data.data}: {error}; change --data "
+                "or --set, or leave the row out with --rows"
             ) from error
     return found
+
+
+def _is_small(data: Dataset) -> bool:
+    """Whether it costs little to read it once more for each row that changes it."""
+    return isinstance(data.train, Tensor) and data.train.numel() <= SMALL
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
 from collections.abc import Callable
 
+from vaekern.experiments.clock import Clock, TimedLog
 from vaekern.experiments.joint import train_fused, train_merged
 from vaekern.experiments.trained import Show, Trained
 from vaekern.storage.tensors import save_tensors
@@ -22,13 +22,14 @@ def train(config: TrainConfig, show: Show) -> Trained:
     """`vaekern train --resume`: starts a run or goes on with it, to its end and its report."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = TrainingRun(config, resume=True)
-        if run.continued:
-            show(f"goes on from {run.trainer.position}")
-        before = _epochs(run)
-        run()
+        run, clock = _started(config, show)
+        try:
+            clock.start()
+            run()
+        finally:
+            clock.write()
     remarks = tuple(dict.fromkeys(str(each.message) for each in caught))
-    return Trained(run.seconds, _epochs(run) - before, remarks)
+    return Trained(run.seconds, clock.epochs, remarks)
 
 
 def train_only(config: TrainConfig, show: Show) -> Trained:
@@ -36,21 +37,25 @@ def train_only(config: TrainConfig, show: Show) -> Trained:
 
     `vaekern train --run DIR --resume` adds it.
     """
-    run = TrainingRun(config, resume=True)
+    run, clock = _started(config, show)
     try:
-        if run.continued:
-            show(f"goes on from {run.trainer.position}")
-        before, began = _epochs(run), time.monotonic()
         run.start()
+        clock.start()
         run.trainer.train()
     finally:
+        clock.write()
         run.close()
-    return Trained(time.monotonic() - began, _epochs(run) - before, ())
+    return Trained(clock.seconds, clock.epochs, ())
 
 
-def _epochs(run: TrainingRun) -> int:
-    position = run.trainer.position
-    return position.epoch + (run.config.stage1.epochs if position.stage == 2 else 0)
+def _started(config: TrainConfig, show: Show) -> tuple[TrainingRun, Clock]:
+    """A run, and what measures its epochs."""
+    run = TrainingRun(config, resume=True)
+    if run.continued:
+        show(f"goes on from {run.trainer.position}")
+    clock = Clock(run.path)
+    run.trainer.log = TimedLog(clock)
+    return run, clock
 
 
 def leave_untrained(config: TrainConfig, show: Show) -> Trained:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vaekern.storage.files import write_atomically
 from vaekern.training.run_directory import RunDirectory
@@ -17,39 +15,43 @@ class Record:
     """The measures of one run, on disk beside it.
 
     complete    whether the run is trained to its end
-    seconds     of training, of the epochs that were trained in the last piece
-    epochs      so many they were
     measures    {name: {number: value}}
     skipped     {name: why a measure does not apply}
 
     It holds as long as the run's weights are older: a run that was trained further is measured
-    again.
+    again. So is one whose file is damaged, which says no more than one that is not there.
     """
 
     def __init__(self, directory: RunDirectory):
         self.path = directory.path / NAME
-        self.values: dict[str, Any] = {
-            "complete": False,
-            "seconds": 0.0,
-            "epochs": 0,
-            "measures": {},
-            "skipped": {},
-        }
+        self.complete = False
+        self.measures: dict[str, dict[str, float]] = {}
+        self.skipped: dict[str, str] = {}
         if _newer(self.path, directory.model):
-            self.values |= json.loads(self.path.read_text(encoding="utf-8"))
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            complete, measures = bool(found["complete"]), dict(found["measures"])
+            skipped = {str(name): str(why) for name, why in found["skipped"].items()}
+            measures = {name: dict(values) for name, values in measures.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return
+        self.complete, self.measures, self.skipped = complete, measures, skipped
 
     def knows(self, measure: str) -> bool:
         """Whether the measure was computed, or does not apply."""
-        return measure in self.values["measures"] or measure in self.values["skipped"]
+        return measure in self.measures or measure in self.skipped
 
     def number(self, measure: str, key: str) -> float | None:
         """One number of a measure."""
-        found: Mapping[str, float] = self.values["measures"].get(measure, {})
-        return found.get(key)
+        return self.measures.get(measure, {}).get(key)
 
     def write(self) -> None:
         """Keep it."""
-        write_atomically(self.path, json.dumps(self.values, indent=1) + "\n")
+        found = {"complete": self.complete, "measures": self.measures, "skipped": self.skipped}
+        write_atomically(self.path, json.dumps(found, indent=1) + "\n")
 
 
 def _newer(path: Path, than: Path) -> bool:

@@ -21,9 +21,10 @@ class Results:
         seeds: of the runs.
         paper: the paper's numbers on these data.
         inception: whether images are compared in Inception's features, as in the papers.
+        shared: whether all runs are compared in the same features.
         values: {(row, seed): {column: value}}.
         failed: {run: why it could not be trained or measured}.
-        skipped: {measure: why it does not apply}.
+        skipped: {(measure, why it does not apply): the rows of which that is so}.
     """
 
     rows: Sequence[Row]
@@ -31,9 +32,10 @@ class Results:
     seeds: Sequence[int]
     paper: Quoted | None = None
     inception: bool = False
+    shared: bool = False
     values: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def value(self, row: Row, column: Column, seed: int) -> float | None:
         """One number of one run."""

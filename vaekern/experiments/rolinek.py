@@ -176,6 +176,7 @@ EXPERIMENTS["rolinek-restarts"] = Experiment(
     columns=COLUMNS,
     settings=PROTOCOLS["dsprites"].settings(),
     data="sprites",
+    factors=True,
     figures=("scatter",),
     figure_columns=("dto", "disentanglement"),
     cost="hours a run on a CPU; the figure wants ten seeds or more",

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from vaekern.data import Dataset
-from vaekern.evaluation import Extractor, inception_extractor
+from vaekern.evaluation import (
+    Extractor,
+    FeatureClassifier,
+    classifier_extractor,
+    fit_feature_classifier,
+    inception_extractor,
+)
 from vaekern.experiments import table
 from vaekern.experiments.catalogue import EXPERIMENTS
 from vaekern.experiments.experiment import Column, Row
@@ -24,15 +35,20 @@ from vaekern.experiments.procedures import PROCEDURES
 from vaekern.experiments.record import Record
 from vaekern.experiments.results import Results
 from vaekern.experiments.trained import Show
-from vaekern.storage.errors import RunError
+from vaekern.storage.errors import DivergedError, RunError
 from vaekern.storage.files import write_atomically
 from vaekern.storage.lock import Lock
 from vaekern.training.config import TrainConfig
-from vaekern.training.run import choose_device, describe_device
+from vaekern.training.run import check_same_data, choose_device, describe_device
 from vaekern.training.run_directory import RunDirectory
 
 MANIFEST = "experiment.json"
 PAGE, CSV, NUMBERS = "table.md", "table.csv", "results.json"
+CLASSIFIER = "classifier.safetensors"
+# What an experiment leaves in its directory, beside the manifest.
+OWN = {"runs", PAGE, CSV, NUMBERS, CLASSIFIER, *(f"{name}.png" for name in FIGURES)}
+# Measures that only read what a run has written.
+AT_ONCE = {"report", "training_time"}
 
 
 class Reproduction(NamedTuple):
@@ -62,7 +78,8 @@ def reproduce(
     Each (row, seed) is an ordinary run directory under OUT/runs. What is there already is used:
     finished runs are skipped, half-finished ones go on, and each says so. A run that fails is named
     and the others go on. Tables are written after every run, so that a stopped experiment leaves
-    the table of what it has; figures at the end.
+    the table of what it has; figures at the end. Finished runs that are in OUT and were not asked
+    for this time stay in the table.
 
     Args:
         name: a row of :data:`EXPERIMENTS`.
@@ -70,13 +87,13 @@ def reproduce(
         seeds: how many, from 0 on; or which.
         out: the directory; experiments/NAME-DATA by default.
         rows: names of rows; all by default.
-        epochs: of stage 1, in place of the experiment's own; the length of the second stage and
-            the epochs after which learning rates halve are changed in proportion.
+        epochs: of stage 1, for the row that has most; other rows, the second stage and the epochs
+            after which learning rates halve are shortened in proportion.
         settings: over those of every row, as `TrainConfig.from_flat` takes them.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         inception: a file with Inception's weights, for FID and KID (see
             `vaekern.evaluation.load_inception`); without it images are compared in the features
-            of a small classifier.
+            of a small classifier, the same for all runs.
         stretch: stretch each generated image to its full range first, as the code of Dai & Wipf.
         show: called with each line of progress.
 
@@ -85,7 +102,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown name, row or setting, or data that cannot go with the experiment.
-        TypeError, OSError: data that cannot be read.
+        TypeError, OSError: an argument of another type, or data that cannot be read.
         RunError: the directory holds something else, or is in use, or the disk is full.
         KeyboardInterrupt: Ctrl-C; the same call goes on where it stopped.
 
@@ -101,46 +118,253 @@ def reproduce(
         out=out,
         rows=rows,
         epochs=epochs,
-        settings=settings or {},
+        settings={} if settings is None else settings,
         device=device,
         inception=inception,
         stretch=stretch,
     )
     on = choose_device(device)
     loaded = check(plan)
-    extractor = None if inception is None else inception_extractor(inception, device=on)
-    results = Results(plan.rows, plan.experiment.columns, plan.seeds)
-    results.inception = extractor is not None
-    if plan.experiment.papers:
-        file, *tables = plan.experiment.papers
-        results.paper = quoted(file, tables, recognise(loaded))
+    without = _without_features(plan, loaded)
+    if without is not None:
+        show(without)
     _claim(plan)
-    lock = Lock(plan.out / "reproduce.lock", str(plan.out))
+    lock = Lock(plan.out / "reproduce.lock", str(plan.out), "--out")
     lock.acquire()
     try:
-        about = _about(plan, loaded, describe_device(on))
-        records: dict[tuple[str, int], Record] = {}
-        runs = list(plan.runs())
+        return _Reproducing(plan, loaded, on, show, extract=without is None)()
+    finally:
+        lock.release()
+
+
+def _without_features(plan: Plan, data: Dataset) -> str | None:
+    """One sentence where images cannot be compared; None where they can, or need not be.
+
+    Raises:
+        ValueError: the experiment does nothing else.
+    """
+    columns = plan.experiment.columns
+    wanted = [column for column in columns if column.measure in IN_FEATURES]
+    labels = data.train_labels
+    classes = labels is not None and data.test_labels is not None and len(labels.unique()) > 1
+    if plan.inception is not None or not wanted or (data.kind == "image" and classes):
+        return None
+    inception = plan.inception is not None
+    names = ", ".join(column.heading(inception=inception) for column in wanted)
+    remedy = "give --inception FILE" if data.kind == "image" else "choose images with --data"
+    sentence = f"{plan.data} has no classes to train a feature classifier on"
+    if data.kind != "image":
+        sentence = f"{plan.data} holds vectors, and these columns compare images"
+    if len(wanted) == len(columns):
+        raise ValueError(f"{sentence}, and {plan.name} has no other columns ({names}); {remedy}")
+    return f"warning: {sentence}: without {names}; for these {remedy}"
+
+
+class _Reproducing:
+    """One call of :func:`reproduce`, in a directory that is its own.
+
+    Args:
+        plan: what is to be done.
+        data: the experiment's.
+        device: of all runs.
+        show: takes the lines of progress.
+        extract: whether columns that compare images can be computed.
+    """
+
+    def __init__(
+        self, plan: Plan, data: Dataset, device: torch.device, show: Show, *, extract: bool
+    ):
+        self.plan, self.data, self.show = plan, data, show
+        experiment = plan.experiment
+        self.columns = [c for c in experiment.columns if extract or c.measure not in IN_FEATURES]
+        self.extractor = self._extractor(device) if extract else None
+        self.results = Results(plan.rows, self.columns, plan.seeds)
+        self.results.inception = plan.inception is not None
+        self.results.shared = self.extractor is not None
+        if experiment.papers:
+            file, *tables = experiment.papers
+            self.results.paper = quoted(file, tables, recognise(data))
+        self.records: dict[tuple[str, int], Record] = {}
+        self.about = self._about(describe_device(device))
+
+    def __call__(self) -> Reproduction:
+        runs = list(self.plan.runs())
         for index, (row, seed) in enumerate(runs):
             head = f"[{index + 1}/{len(runs)}] {row.name}, seed {seed}"
             try:
-                record, failed = _run(plan, row, seed, extractor, _prefixed(show, f"{head}: "))
-                records[row.name, seed] = record
-                for measure, reason in failed.items():
-                    results.failed[f"{row.name}, seed {seed}, {measure}"] = reason
+                self._run(row, seed, _prefixed(self.show, f"{head}: "))
             except Exception as error:
                 reason = _sentence(error)
-                show(f"{head}: failed: {reason}")
-                results.failed[f"{row.name}, seed {seed}"] = reason
-            _collect(plan, records, results)
-            _write(plan, results, about)
-        about["complete"] = True
-        page = _write(plan, results, about)
-        for figure in plan.experiment.figures if results.present() else ():
-            FIGURES[figure](plan, results, plan.out / f"{figure}.png")
-        return Reproduction(page, results, plan.out)
-    finally:
-        lock.release()
+                self.show(f"{head}: failed: {reason}")
+                self.results.failed[f"{row.name}, seed {seed}"] = reason
+            self._write()
+        self.about["complete"] = True
+        page = self._write()
+        for figure in self.plan.experiment.figures if self.results.present() else ():
+            drawn = FIGURES[figure](self.plan, self.results, self.plan.out / f"{figure}.png")
+            if not drawn:
+                self.show(f"{figure}.png was not drawn: it takes columns that have no numbers here")
+        return Reproduction(page, self.results, self.plan.out)
+
+    def _extractor(self, device: torch.device) -> Extractor | None:
+        """Features for the whole experiment; None where no column compares images."""
+        plan = self.plan
+        if not any(column.measure in IN_FEATURES for column in plan.experiment.columns):
+            return None
+        if plan.inception is not None:
+            return inception_extractor(plan.inception, device=device)
+        path = plan.out / CLASSIFIER
+        with contextlib.suppress(RunError):
+            classifier = FeatureClassifier.load(path)
+            if classifier.sample_shape == self.data.sample_shape:
+                return classifier_extractor(classifier)
+        self.show("trains the classifier whose features images are compared in")
+        classifier = fit_feature_classifier(self.data, seed=0)
+        classifier.save(path)
+        return classifier_extractor(classifier)
+
+    def _run(self, row: Row, seed: int, show: Show) -> None:
+        """Train one run where it is not trained, and measure it where it is not measured."""
+        plan = self.plan
+        config = plan.config(row, seed)
+        directory = RunDirectory(config.run_directory)
+        record = Record(directory)
+        if record.complete:
+            _check_settings(directory, config)
+            if row.data == "{data}":
+                check_same_data(self.data, config, directory)
+            said = "finished before, skipped"
+        else:
+            show("trains")
+            done = PROCEDURES[row.procedure](config, show)
+            for remark in done.remarks:
+                show(f"warning: {remark}")
+            record = Record(directory)
+            record.complete = True
+            record.write()
+            said = f"trained, {_count(done.epochs, 'epoch')} in {done.seconds:.0f} s"
+        self.records[row.name, seed] = record
+        self._measure(config, record, row, seed, show)
+        show(said)
+
+    def _measure(
+        self, config: TrainConfig, record: Record, row: Row, seed: int, show: Show
+    ) -> None:
+        plan = self.plan
+        wanted = dict.fromkeys(column.measure for column in self.columns)
+        missing = [each for each in wanted if not record.knows(_name(plan, each))]
+        # features of the data are none of what a row has made of them
+        extractor = self.extractor
+        if plan.inception is None and row.data != "{data}":
+            extractor = None
+        run = Finished(config, extractor=extractor, stretch=plan.stretch)
+        if slow := [each for each in missing if each not in AT_ONCE]:
+            show(f"measures {', '.join(slow)}")
+        for measure in missing:
+            began = time.monotonic()
+            try:
+                record.measures[_name(plan, measure)] = numbers(MEASURES[measure](run))
+            except NotApplicable as error:
+                record.skipped[_name(plan, measure)] = str(error)
+            except RunError:  # the disk is full, or the run is damaged: no other measure would work
+                raise
+            except Exception as error:
+                reason = _sentence(error)
+                self.results.failed[f"{row.name}, seed {seed}, {measure}"] = reason
+                show(f"{measure} failed: {reason}")
+            record.write()
+            if (seconds := time.monotonic() - began) > 5:
+                show(f"{measure} took {seconds:.0f} s")
+
+    def _found(self) -> dict[tuple[str, int], Record]:
+        """Records of this call's runs, and of finished ones that were in the directory before."""
+        found = dict(self.records)
+        for row in self.plan.experiment.rows:
+            folder = self.plan.out / "runs" / row.name
+            for path in sorted(folder.glob("seed-*")) if row.run is None else ():
+                number = path.name.removeprefix("seed-")
+                if not number.isdecimal() or (row.name, int(number)) in found:
+                    continue
+                if f"{row.name}, seed {number}" in self.results.failed:
+                    continue
+                record = Record(RunDirectory(path))
+                if record.complete:
+                    found[row.name, int(number)] = record
+        return found
+
+    def _collect(self) -> None:
+        results, experiment = self.results, self.plan.experiment
+        records = self._found()
+        trained = {name for name, _ in records}
+        chosen = {row.name for row in self.plan.rows}
+        # What was trained only as another row's baseline is no row of the table.
+        results.rows = [
+            row
+            for row in experiment.rows
+            if row.name in chosen or (row.name in self._before and row.run_name in trained)
+        ]
+        seeds = {seed for name, seed in records if any(r.run_name == name for r in results.rows)}
+        results.seeds = sorted(seeds | set(self.plan.seeds))
+        results.values, results.skipped = {}, {}
+        for row in results.rows:
+            for seed in results.seeds:
+                record = records.get((row.run_name, seed))
+                if record is None:
+                    continue
+                baseline = records.get((row.baseline, seed)) if row.baseline else None
+                results.values[row.name, seed] = {
+                    column.name: column.scale * value
+                    for column in results.columns
+                    if (value := self._number(column, row, record, baseline)) is not None
+                }
+                for column in results.columns:
+                    why = record.skipped.get(_name(self.plan, column.measure))
+                    labels = results.skipped.setdefault((column.measure, why), []) if why else []
+                    if why and row.label not in labels:
+                        labels.append(row.label)
+
+    @functools.cached_property
+    def _before(self) -> set[str]:
+        """Names of the rows of the table that was there when this call began."""
+        try:
+            found = json.loads((self.plan.out / NUMBERS).read_text(encoding="utf-8"))
+            return {row["name"] for row in found["rows"]}
+        except (OSError, ValueError, TypeError, KeyError):
+            return set()
+
+    def _number(
+        self, column: Column, row: Row, record: Record, baseline: Record | None
+    ) -> float | None:
+        place = _name(self.plan, column.measure), column.key_of(row)
+        value = record.number(*place)
+        if value is None or not column.relative:
+            return value
+        base = None if baseline is None else baseline.number(*place)
+        return None if base is None else value - base
+
+    def _about(self, device: str) -> dict[str, Any]:
+        plan, data, name = self.plan, self.data, recognise(self.data)
+        count = f"{len(data.train)} training and {len(data.test)} test samples"
+        spec = plan.data if plan.experiment.takes_data else "that of each row"
+        return {
+            "data": f"{spec}, {count}" + (f", the papers' {name}" if name else ""),
+            "epochs": plan.epochs,
+            "machine": table.describe_machine(device),
+            "date": date.today().isoformat(),
+            "complete": False,
+        }
+
+    def _write(self) -> str:
+        _ = self._before  # before it is written over
+        self._collect()
+        plan, results = self.plan, self.results
+        about = self.about | {"command": command(plan, results), "seeds": list(results.seeds)}
+        page = table.markdown(plan, results, about)
+        write_atomically(plan.out / PAGE, page)
+        write_atomically(plan.out / CSV, table.comma_separated(results))
+        found = table.numbers(plan, results, about)
+        write_atomically(plan.out / NUMBERS, json.dumps(found, indent=1) + "\n")
+        return page
 
 
 def _claim(plan: Plan) -> None:
@@ -151,11 +375,15 @@ def _claim(plan: Plan) -> None:
     """
     manifest = plan.out / MANIFEST
     own = {"format": table.FORMAT, "version": table.VERSION, **plan.identity()}
+    own = json.loads(json.dumps(own))  # as it comes back
     if manifest.is_file():
         try:
             stored = dict(json.loads(manifest.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{manifest} is damaged; choose another directory with --out") from error
+            raise RunError(
+                f"{manifest} is damaged; remove it, and the same command writes it again, or "
+                "choose another directory with --out DIR"
+            ) from error
         changed = [
             f"{key}: {stored.get(key)} -> {value}"
             for key, value in own.items()
@@ -168,7 +396,9 @@ def _claim(plan: Plan) -> None:
             )
         return
     try:
-        if plan.out.exists() and any(plan.out.iterdir()):
+        # each run in it says itself what it was trained with
+        others = {p.name for p in plan.out.iterdir()} - OWN if plan.out.exists() else set()
+        if others:
             raise RunError(
                 f"{plan.out} is not empty and holds no experiment; choose another with --out DIR"
             )
@@ -178,51 +408,6 @@ def _claim(plan: Plan) -> None:
             f"cannot create {plan.out} ({error.strerror}); choose another with --out DIR"
         ) from error
     write_atomically(manifest, json.dumps(own, indent=1) + "\n")
-
-
-def _run(
-    plan: Plan, row: Row, seed: int, extractor: Extractor | None, show: Show
-) -> tuple[Record, dict[str, str]]:
-    """Train one run where it is not trained, and measure it where it is not measured.
-
-    Returns:
-        What is known of it, and why measures failed, by name.
-    """
-    config = plan.config(row, seed)
-    directory = RunDirectory(config.run_directory)
-    record = Record(directory)
-    if record.values["complete"]:
-        _check_settings(directory, config)
-        said = "finished before, skipped"
-    else:
-        show("trains")
-        done = PROCEDURES[row.procedure](config, show)
-        for remark in done.remarks:
-            show(f"warning: {remark}")
-        record = Record(directory)
-        record.values |= {"complete": True, "seconds": done.seconds, "epochs": done.epochs}
-        record.write()
-        said = f"trained, {done.epochs} epochs in {done.seconds:.0f} s"
-    wanted = dict.fromkeys(column.measure for column in plan.experiment.columns)
-    missing = [measure for measure in wanted if not record.knows(_name(plan, measure))]
-    run = Finished(config, record.values, extractor=extractor, stretch=plan.stretch)
-    failed: dict[str, str] = {}
-    for measure in missing:
-        began = time.monotonic()
-        try:
-            record.values["measures"][_name(plan, measure)] = numbers(MEASURES[measure](run))
-        except NotApplicable as error:
-            record.values["skipped"][_name(plan, measure)] = str(error)
-        except RunError:  # the disk is full, or the run is damaged: no other measure would work
-            raise
-        except Exception as error:
-            failed[measure] = _sentence(error)
-            show(f"{measure} failed: {failed[measure]}")
-        record.write()
-        if (seconds := time.monotonic() - began) > 5:
-            show(f"{measure} took {seconds:.0f} s")
-    show(said)
-    return record, failed
 
 
 def _name(plan: Plan, measure: str) -> str:
@@ -243,70 +428,35 @@ def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
         )
 
 
-def _collect(plan: Plan, records: Mapping[tuple[str, int], Record], results: Results) -> None:
-    for row in plan.rows:
-        for seed in plan.seeds:
-            record = records.get((row.run_name, seed))
-            if record is None:
-                continue
-            baseline = records.get((row.baseline, seed)) if row.baseline else None
-            results.values[row.name, seed] = {
-                column.name: column.scale * value
-                for column in results.columns
-                if (value := _number(plan, column, row, record, baseline)) is not None
-            }
-            results.skipped |= record.values["skipped"]
-
-
-def _number(
-    plan: Plan, column: Column, row: Row, record: Record, baseline: Record | None
-) -> float | None:
-    place = _name(plan, column.measure), column.key_of(row)
-    value = record.number(*place)
-    if value is None or not column.relative:
-        return value
-    base = None if baseline is None else baseline.number(*place)
-    return None if base is None else value - base
-
-
-def _about(plan: Plan, data: Dataset, device: str) -> dict[str, Any]:
-    name = recognise(data)
-    count = f"{len(data.train)} training and {len(data.test)} test samples"
-    return {
-        "command": command(plan),
-        "data": f"{plan.data}, {count}" + (f", the papers' {name}" if name else ""),
-        "seeds": list(plan.seeds),
-        "epochs": plan.epochs,
-        "machine": table.describe_machine(device),
-        "date": date.today().isoformat(),
-        "complete": False,
-    }
-
-
-def command(plan: Plan) -> str:
-    """The command line of a plan."""
-    words = ["vaekern reproduce", plan.name, "--data", plan.data, "--seeds", str(len(plan.seeds))]
-    if len(plan.rows) < len(plan.experiment.rows):
-        words += ["--rows", *(row.name for row in plan.rows)]
+def command(plan: Plan, results: Results) -> str:
+    """The command line of a table; from Python, where seeds are not the first few."""
+    words = ["vaekern", "reproduce", plan.name]
+    if plan.experiment.takes_data:
+        words += ["--data", plan.data]
+    seeds = list(results.seeds)
+    counted = seeds == list(range(len(seeds)))
+    words += ["--seeds", str(len(seeds)) if counted else ",".join(map(str, seeds))]
+    if len(results.rows) < len(plan.experiment.rows):
+        words += ["--rows", *(row.name for row in results.rows)]
     if plan.epochs is not None:
         words += ["--epochs", str(plan.epochs)]
+    if plan.device != "auto":
+        words += ["--device", plan.device]
     if plan.inception is not None:
         words += ["--inception", plan.inception]
     words += ["--stretch"] if plan.stretch else []
     for key, value in plan.settings.items():
         inner = value.items() if isinstance(value, Mapping) else [(None, value)]
         for part, each in inner:
-            words += ["--set", f"{key}.{part}={each}" if part else f"{key}={each}"]
-    return " ".join(words)
+            text = "none" if each is None else str(list(each) if isinstance(each, tuple) else each)
+            words += ["--set", f"{key}.{part}={text}" if part else f"{key}={text}"]
+    if plan.out != plan.default_out:
+        words += ["--out", str(plan.out)]
+    return shlex.join(words)
 
 
-def _write(plan: Plan, results: Results, about: dict[str, Any]) -> str:
-    page = table.markdown(plan, results, about)
-    write_atomically(plan.out / PAGE, page)
-    write_atomically(plan.out / CSV, table.comma_separated(results))
-    found = table.numbers(plan, results, about)
-    write_atomically(plan.out / NUMBERS, json.dumps(found, indent=1) + "\n")
-    return page
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _prefixed(show: Show, head: str) -> Show:
@@ -314,6 +464,8 @@ def _prefixed(show: Show, head: str) -> Show:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, DivergedError):
+        return f"{error.what}; lower --set stage1.lr, or --set clip_norm=1, with another --out DIR"
     text = " ".join(str(error).split())
     known = isinstance(error, (RunError, ValueError, TypeError, OSError, ImportError))
     return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")

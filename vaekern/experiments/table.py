@@ -20,18 +20,19 @@ from vaekern.experiments.results import Results
 
 FORMAT = "vaekern experiment"
 VERSION = 1
+BAR = "\\|"  # within a cell
 
 
 def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
     """The page: title, table, what it is of, and what did not work."""
     experiment = plan.experiment
     lines = [f"# {experiment.title}", "", f"{experiment.source}.", "", *_table(results), ""]
-    seeds = ", ".join(map(str, plan.seeds))
+    seeds = ", ".join(map(str, results.seeds))
     lines += [f"Data: {about['data']}. Seeds: {seeds}; mean ± standard deviation over them."]
     short = [
-        f"{row.label} {len(found)} of {len(plan.seeds)}"
+        f"{row.label} {len(found)} of {len(results.seeds)}"
         for row in results.rows
-        if 0 < len(found := _seeds_of(results, row)) < len(plan.seeds)
+        if 0 < len(found := _seeds_of(results, row)) < len(results.seeds)
     ]
     if short:
         lines.append(f"Fewer runs than seeds: {'; '.join(short)}.")
@@ -44,9 +45,12 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
         lines.append(experiment.notes)
     if about["epochs"] is not None:
         lines.append(
-            f"Stage 1 trained for {about['epochs']} epochs, the others' lengths in proportion."
+            f"Shortened: stage 1 of the longest row to {about['epochs']} "
+            f"epoch{'s' * (about['epochs'] != 1)}, all other lengths in proportion."
         )
-    lines += [f"{name} was not computed: {why}." for name, why in results.skipped.items()]
+    for (measure, why), labels in results.skipped.items():
+        of = "" if len(labels) == len(results.rows) else f" of {', '.join(labels)}"
+        lines.append(f"{measure}{of} was not computed: {why}.")
     lines += ["", f"    {about['command']}", ""]
     if results.failed:
         lines += ["Failed:", "", *(f"- {run}: {why}" for run, why in results.failed.items()), ""]
@@ -90,6 +94,7 @@ def _of_features(results: Results) -> list[str]:
     if results.inception:
         return ["FID and KID are in Inception's features."]
     text = "FD and KD are in the features of a small classifier trained on the data"
+    text += ", the same for all runs" if results.shared else ""
     paper = results.paper is not None
     return [
         f"{text}; the paper's FID and KID stand beside with --inception." if paper else f"{text}."
@@ -105,7 +110,7 @@ def _text(spread: Any, column: Column) -> str:
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
 def _seeds_of(results: Results, row: Row) -> list[int]:
@@ -127,6 +132,10 @@ def comma_separated(results: Results) -> str:
                     *((paper.mean, paper.std) if paper else ("", "")),
                 ]
             )
+    for name in results.quoted_rows():
+        for column in results.present():
+            if (paper := results.of_paper(name, column)) is not None:
+                writer.writerow([name, column.name, "", "", 0, paper.mean, paper.std])
     return text.getvalue()
 
 
@@ -145,6 +154,18 @@ def numbers(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, An
             }
         runs = {str(seed): results.values[row.name, seed] for seed in _seeds_of(results, row)}
         rows.append({"name": row.name, "label": row.label, "columns": summary, "runs": runs})
+    quoted = [
+        {
+            "name": name,
+            "label": label,
+            "columns": {
+                column.name: {"paper": paper.mean, "paper_std": paper.std}
+                for column in results.present()
+                if (paper := results.of_paper(name, column)) is not None
+            },
+        }
+        for name, label in results.quoted_rows().items()
+    ]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -154,8 +175,12 @@ def numbers(plan: Plan, results: Results, about: dict[str, Any]) -> dict[str, An
         **about,
         "columns": {column.name: results.heading(column) for column in results.present()},
         "rows": rows,
+        "papers_only": quoted,
         "failed": results.failed,
-        "not_computed": results.skipped,
+        "not_computed": [
+            {"measure": measure, "why": why, "rows": labels}
+            for (measure, why), labels in results.skipped.items()
+        ],
     }
 
 

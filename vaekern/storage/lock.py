@@ -24,11 +24,13 @@ class Lock:
     Args:
         path: the lock file, in a directory that exists by the time of `acquire`.
         what: what is locked, as the message names it.
+        flag: of the command, that chooses another directory.
     """
 
-    def __init__(self, path: Path, what: str):
+    def __init__(self, path: Path, what: str, flag: str = "--run"):
         self.path = path
         self.what = what
+        self.flag = flag
         self._file: int | None = None
         self._process = os.getpid()
 
@@ -46,7 +48,7 @@ class Lock:
             except OSError as error:
                 raise RunError(
                     f"cannot write {self.path} ({error.strerror}); "
-                    "give a --run directory that can be written"
+                    f"give a {self.flag} directory that can be written"
                 ) from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +60,7 @@ class Lock:
                 os.close(file)
                 raise RunError(
                     f"{self.what} is in use by {holder or 'another process'}; wait until that ends "
-                    "or stop it, or choose another directory with --run DIR"
+                    f"or stop it, or choose another directory with {self.flag} DIR"
                 ) from None
             if self._is_current(file):
                 break

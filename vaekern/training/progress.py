@@ -42,16 +42,18 @@ class Progress:
     minute, and one at the end of a stage that took longer. Both on stderr.
 
     Args:
-        stage: its number.
+        stage: its number, or what else is trained.
         epochs: how many it has.
         samples: of each epoch.
         done: samples that an earlier process has trained on.
         silent: nothing is ever shown.
     """
 
-    def __init__(self, stage: int, epochs: int, samples: int, done: int, *, silent: bool = False):
+    def __init__(
+        self, stage: int | str, epochs: int, samples: int, done: int, *, silent: bool = False
+    ):
         self.epochs, self.samples = epochs, samples
-        self._name = f"stage {stage}"
+        self._name = f"stage {stage}" if isinstance(stage, int) else stage
         self._silent = silent
         self._started, self._before, self._done = time.monotonic(), done, done
         self._printed = self._started

@@ -13,7 +13,7 @@ from torch import Tensor
 from vaekern.data import Samples
 from vaekern.models import TwoStageVAE
 from vaekern.models.joined_batch_norm import batch_norm_joined
-from vaekern.storage.errors import RunError
+from vaekern.storage.errors import DivergedError
 from vaekern.storage.files import append
 from vaekern.training.allocator import keep_freed_memory
 from vaekern.training.board import Board
@@ -342,11 +342,11 @@ class Trainer:
 
     def _diverged(self, when: str) -> None:
         stage = self.position.stage
-        error = RunError(
-            f"the loss of stage {stage} became infinite or NaN {when}; the last good "
-            f"checkpoint is kept: continue with --resume and a smaller "
+        error = DivergedError(
+            f"the loss of stage {stage} became infinite or NaN {when}",
+            "the last good checkpoint is kept: continue with --resume and a smaller "
             f"--stage{stage}.lr or with --clip-norm 1, or start a run with "
-            "--logvar-clamp '[-30, 20]'"
+            "--logvar-clamp '[-30, 20]'",
         )
         raise self.processes.alike(error)
 

@@ -43,6 +43,10 @@ def dots(plan: Plan, results: Results, path: Path) -> bool:
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)
         _dots(axes, rows, column, results, named=index % across == 0)
+    if results.paper is not None:
+        here = axes.plot([], [], "o", color=BLUE, label="here")
+        paper = axes.plot([], [], "D", color=ORANGE, markerfacecolor="white", label="paper")
+        figure.legend(handles=[*here, *paper], loc="outside lower center", ncols=2, frameon=False)
     save(figure, path)
     return True
 
@@ -70,12 +74,10 @@ def _dots(
     dress(axes, title=results.heading(column))
     if column.log:
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=4)  # the longest numbers side by side
     axes.set_yticks(range(len(rows)), [row.label for row in rows] if named else [""] * len(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    if named and results.paper is not None:
-        axes.plot([], [], "o", color=BLUE, label="here")
-        axes.plot([], [], "D", color=ORANGE, markerfacecolor="white", label="paper")
-        legend(axes)
 
 
 def curves(plan: Plan, results: Results, path: Path) -> bool:
@@ -106,7 +108,7 @@ def _scale(axes: Axes, plan: Plan, column: Column, places: Sequence[float]) -> N
     if plan.experiment.log_axis:
         axes.set_xscale("log")
         if len(set(places)) <= 8:  # the places themselves rather than powers of ten
-            axes.set_xticks(sorted(set(places)), [f"{each:g}" for each in sorted(set(places))])
+            axes.set_xticks(sorted(set(places)), [f"{each:.3g}" for each in sorted(set(places))])
             axes.set_xticks([], minor=True)
     if column.log:
         axes.set_yscale("log")

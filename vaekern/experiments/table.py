@@ -49,7 +49,7 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
             f"epoch{'s' * (about['epochs'] != 1)}, all other lengths in proportion."
         )
     for (measure, why), labels in results.skipped.items():
-        of = "" if len(labels) == len(results.rows) else f" of {', '.join(labels)}"
+        of = "" if len(labels) == len(results.rows) else f" of {'; '.join(labels)}"
         lines.append(f"{measure}{of} was not computed: {why}.")
     lines += ["", f"    {about['command']}", ""]
     if results.failed:

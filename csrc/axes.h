@@ -28,7 +28,7 @@ struct View {
   int64_t stride_l = 0, stride_b = 0;
   int ndim = 0;
   int64_t stride[MAX_DIMS] = {};
-  bool dense = false;  // one feature axis of stride 1
+  bool dense = false;  // feature f lies f elements after the first
 };
 
 struct Axes {
@@ -85,11 +85,19 @@ class MergedAxes : public Axes {
     }
     for (int t = 0; t < used_; ++t) {
       views_[t]->ndim = ndim;
-      views_[t]->dense = ndim == 1 && (views_[t]->stride[0] == 1 || F == 1);
+      views_[t]->dense = F == 1 || is_dense(*views_[t]);
     }
   }
 
  private:
+  // Whether the axes, which others' strides may have kept apart, are one of stride 1 here.
+  bool is_dense(const View& v) const {
+    int64_t step = 1;
+    for (int k = ndim - 1; k >= 0; step *= size[k--])
+      if (v.stride[k] != step) return false;
+    return true;
+  }
+
   int count_;
   int used_ = 0;
   int64_t shape_[MAX_DIMS] = {};

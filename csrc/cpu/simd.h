@@ -61,12 +61,38 @@ VAEKERN_INLINE Vec<C> splat(C s) {
   return s - Vec<C>{};
 }
 
-// Fewer than LANES elements: absent lanes hold `fill`.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// The first n lanes.
+template <class C>
+VAEKERN_INLINE __m256i first_lanes(int n) {
+  constexpr int64_t all = -1;
+  alignas(64) static constexpr int64_t lanes[8] = {all, all, all, all, 0, 0, 0, 0};
+  const char* end = reinterpret_cast<const char*>(lanes + 4);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(end - n * int(sizeof(C))));
+}
+#endif
+
+// Fewer than LANES elements: absent lanes hold `fill`. Narrow rows are nothing but this: a masked
+// load, where memcpy of a length that is not known is a call.
 template <class C>
 VAEKERN_INLINE Vec<C> load_part(const C* p, int n, C fill = 0) {
-  Vec<C> v = splat(fill);
+  const Vec<C> rest = splat(fill);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm512_mask_loadu_ps((__m512)rest, __mmask16((1u << n) - 1), p);
+  else
+    return (Vec<C>)_mm512_mask_loadu_pd((__m512d)rest, __mmask8((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  const __m256i mask = first_lanes<C>(n);
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm256_blendv_ps((__m256)rest, _mm256_maskload_ps(p, mask), (__m256)mask);
+  else
+    return (Vec<C>)_mm256_blendv_pd((__m256d)rest, _mm256_maskload_pd(p, mask), (__m256d)mask);
+#else
+  Vec<C> v = rest;
   std::memcpy(&v, p, n * sizeof(C));
   return v;
+#endif
 }
 
 template <class C>
@@ -76,7 +102,19 @@ VAEKERN_INLINE void store(C* p, Vec<C> v) {
 
 template <class C>
 VAEKERN_INLINE void store_part(C* p, Vec<C> v, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(C) == 4)
+    _mm256_maskstore_ps(p, first_lanes<C>(n), (__m256)v);
+  else
+    _mm256_maskstore_pd(p, first_lanes<C>(n), (__m256d)v);
+#else
   std::memcpy(p, &v, n * sizeof(C));
+#endif
 }
 
 // Past the caches: saves reading the line that is about to be overwritten. p must be aligned.

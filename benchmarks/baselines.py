@@ -86,8 +86,12 @@ def loss_function(objective: Objective) -> Callable[..., Tensor]:
     return loss
 
 
+def reparameterize(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    return mu + torch.exp(0.5 * logvar) * noise
+
+
 def sample_and_kl(mu: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    z = mu + torch.exp(0.5 * logvar) * noise
+    z = reparameterize(mu, logvar, noise)
     return z, -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1)
 
 

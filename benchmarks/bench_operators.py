@@ -74,6 +74,31 @@ def bench_gaussian_kl(shape: tuple[int, int], compare: Compare) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 64), (100, 16), (1000, 2), (512, 512)],
+    ids=["64x64", "100x16", "1000x2", "512x512"],
+)
+def bench_reparameterize(shape: tuple[int, int], compare: Compare) -> None:
+    """The noise is given; latents are often few."""
+    inputs = _posterior(*shape)
+    noise, upstream = torch.randn(shape), (torch.randn(shape),)
+
+    def truth(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        return reference.reparameterize(mu, logvar, None, noise)
+
+    def operator(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        return functional.reparameterize(mu, logvar, noise=noise)
+
+    _time(
+        "reparameterize", shape, operator, baselines.reparameterize, truth,
+        inputs | {"noise": noise}, upstream,
+        # forward: three in, z out; backward: logvar, noise and z's gradient in, two out
+        bytes_moved=4 * 9 * noise.numel(),
+        largest=noise, compare=compare,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("samples", [1, 8], ids=["L1", "L8"])
 @pytest.mark.parametrize("shape", [(64, 64), (512, 512)], ids=["64x64", "512x512"])
 def bench_sample_and_kl(shape: tuple[int, int], samples: int, compare: Compare) -> None:

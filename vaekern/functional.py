@@ -386,7 +386,16 @@ def reparameterize(
 
     Source: Kingma & Welling 2014, section 2.4.
     """
-    noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
+    looked_at = noise is None or samples is not None or generator is not None
+    if looked_at:
+        noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
+    if logvar is not None and scale_tril is None:
+        z = ops.direct_sample(mu, logvar, noise)
+        if z is not None:
+            return z
+    if not looked_at:  # it says what is wrong
+        noise = _noise(mu, logvar, scale_tril, samples, noise, generator)
+    assert noise is not None
     return _draw(False, mu, logvar, scale_tril, noise)  # type: ignore[return-value]
 
 

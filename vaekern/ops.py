@@ -420,6 +420,62 @@ def direct_loss(
     return value, statistics
 
 
+class _DirectSample(torch.autograd.Function):
+    """mu + exp(logvar / 2) noise, past the dispatcher: at the size of most latents the call is all
+    that it costs."""
+
+    @staticmethod
+    def forward(ctx, kernels, mu, logvar, noise):
+        z = torch.empty(noise.shape, dtype=mu.dtype, device=mu.device)
+        kernels.sample(mu, logvar, None, noise, z, None, torch.get_num_threads())
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mu, logvar, noise)
+        ctx.kernels = kernels
+        return z
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        if grad_z is None:
+            return (None,) * 4
+        mu, logvar, noise = ctx.saved_tensors
+        _, to_mu, to_logvar, _ = ctx.needs_input_grad
+        if _plain(grad_z):
+            # with one draw mu's gradient is z's
+            same = grad_z.shape == mu.shape and grad_z.dtype is mu.dtype
+            grad_mu = torch.empty_like(mu) if to_mu and not same else None
+            grad_logvar = torch.empty_like(logvar) if to_logvar else None
+            if grad_mu is not None or grad_logvar is not None:
+                ctx.kernels.sample_backward(
+                    grad_z, None, mu, logvar, None, noise, grad_mu, grad_logvar, None,
+                    torch.get_num_threads(),
+                )  # fmt: skip
+            grads: tuple[Any, ...] = (grad_z if to_mu and same else grad_mu, grad_logvar)
+        else:
+            mask = to_mu | to_logvar << 1
+            with torch.no_grad():
+                found = _sample_backward_op(grad_z, None, mu, logvar, None, noise, mask)
+            grads = tuple(_spread(mask, found, 3)[:2])
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = tuple(_once((*grads, None), grad_z, mu, logvar, noise)[:2])
+        return None, *grads, None
+
+
+def direct_sample(mu: Tensor, logvar: Tensor, noise: Tensor | None) -> Tensor | None:
+    """z from the CPU kernel in plain eager mode; None as in `direct_loss`."""
+    if _is_compiling() or _dispatch_modes() or _transformed():
+        return None
+    kernels = backends.loss_kernels("cpu")
+    if kernels is None or kernels is not cpu.core:
+        return None
+    # what holds of a loss's reconstruction and its latents holds of z, mu and logvar
+    if noise is None or _native_check(noise, mu, None, mu, logvar, None, None, None, 0) < 0:
+        return None
+    if noise.requires_grad or mu.is_neg() or logvar.is_neg() or noise.is_neg():
+        return None
+    z: Tensor = _DirectSample.apply(kernels, mu, logvar, noise)
+    return z
+
+
 class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, kl, mu, logvar, scale_tril, noise):

@@ -77,7 +77,8 @@ def test_through_the_dispatcher(
     """The registered operators, as tracing and dispatch modes reach them, in place of the short
     way of plain eager mode."""
     monkeypatch.setattr(ops, "_plain", lambda *tensors: False)
-    monkeypatch.setattr(ops, "direct_loss", lambda *args: None)
+    for name in ("direct_loss", "direct_sample"):
+        monkeypatch.setattr(ops, name, lambda *args: None)
     for layout in ("contiguous", "transposed"):
         inputs = testing.draw(operator, IMAGES, dtype, layout)
         assert testing.compare(operator, inputs, "cpu") == [], layout

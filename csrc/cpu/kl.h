@@ -104,7 +104,7 @@ class DiagonalKl {
     });
     for (int k = 0; k < INPUTS; ++k)
       if (grad[k]) plan_.template write<C>(view_[INPUTS + k], 0, b, f0, n, grad[k]);
-    return sums.total();
+    return sums.total(n);
   }
 
   const LossArgs& a_;

@@ -171,7 +171,7 @@ class Reconstruction {
       for (int64_t l = 0; l < L_; ++l) {
         Sums<C> sums;
         square_block(plan_.template read<C>(x_hat_, l, b, f, m, sa), x, m, sums);
-        total += sums.total();
+        total += sums.total(m);
       }
     }
     return total;
@@ -196,7 +196,7 @@ class Reconstruction {
           scale_block<true, false>(a, x, g, gx, true, m, C(factor), sums);
         else
           scale_block<false, false>(a, x, g, gx, true, m, C(factor), sums);
-        total += sums.total();
+        total += sums.total(m);
         if (grad_x_hat_.present) plan_.template write<C>(grad_x_hat_, l, b, f, m, g);
       }
       if (gx_wanted) plan_.template write<C>(grad_x_, 0, b, f, m, gx);

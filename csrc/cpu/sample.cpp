@@ -85,7 +85,7 @@ void diagonal(const SampleArgs& a) {
           Vec<C> u = at.load(m + i);
           sums.add(k, at.keep(u * u + exp_all<C>(l).excess));
         });
-        if (a.kl) kl += sums.total();
+        if (a.kl) kl += sums.total(n);
         for (int64_t s = 0; s < drawing.draws(); ++s) {
           const C* e = plan.read<C>(noise, s, b, f, n, sn);
           C* out = plan.target<C>(z, s, b, f, sz);

@@ -148,13 +148,17 @@ VAEKERN_INLINE void stream_fence() {
 #endif
 }
 
-// Lane by lane in order, in double: the same bits whatever the caller's loop.
+// Lane by lane in order, in double: the same bits whatever the caller's loop. Those from `used` on
+// hold zeros, which change no bit either.
 template <class C>
-VAEKERN_INLINE double sum_lanes(Vec<C> v) {
+VAEKERN_INLINE double sum_lanes(Vec<C> v, int64_t used = LANES<C>) {
   C lane[LANES<C>];
   std::memcpy(lane, &v, sizeof v);
   double s = 0;
-  for (int k = 0; k < LANES<C>; ++k) s += double(lane[k]);
+  if (used >= LANES<C>)
+    for (int k = 0; k < LANES<C>; ++k) s += double(lane[k]);
+  else
+    for (int k = 0; k < used; ++k) s += double(lane[k]);
   return s;
 }
 

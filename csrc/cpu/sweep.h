@@ -50,7 +50,10 @@ template <class C>
 struct Sums {
   Vec<C> part[UNROLL] = {};
   VAEKERN_INLINE void add(int k, Vec<C> v) { part[k] += v; }
-  double total() const { return sum_lanes<C>((part[0] + part[1]) + (part[2] + part[3])); }
+  // of n elements: a row shorter than a vector has few lanes to add up
+  double total(int64_t n = LANES<C>) const {
+    return sum_lanes<C>((part[0] + part[1]) + (part[2] + part[3]), n);
+  }
 };
 
 }  // namespace VAEKERN_ISA

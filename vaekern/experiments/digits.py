@@ -29,7 +29,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             Column("mmd1", "MMD² of q(z)", "report", "mmd_stage1", ".4f"),
             Column("mmd2", "MMD² of q(u)", "report", "mmd_stage2", ".4f"),
             *(
-                Column(name, f"{{frechet}}, {label}", "frechet_distances", key)
+                Column(name, f"{{frechet}}, {label}", "frechet_distances", key, log=True)
                 for name, label, key in (
                     ("fd_reconstructions", "reconstructions", "reconstructions"),
                     ("fd1", "prior", "prior"),

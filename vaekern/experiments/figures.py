@@ -27,6 +27,7 @@ from vaekern.models.samplers.base import encode_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 #: False where there is nothing to draw.
 Draw = Callable[[Plan, Results, Path], bool]
@@ -74,6 +75,7 @@ def _dots(
     dress(axes, title=results.heading(column))
     if column.log:
         axes.set_xscale("log")
+        _plain(axes.xaxis)
     else:
         axes.locator_params(axis="x", nbins=4)  # the longest numbers side by side
     axes.set_yticks(range(len(rows)), [row.label for row in rows] if named else [""] * len(rows))
@@ -112,6 +114,7 @@ def _scale(axes: Axes, plan: Plan, column: Column, places: Sequence[float]) -> N
             axes.set_xticks([], minor=True)
     if column.log:
         axes.set_yscale("log")
+        _plain(axes.yaxis)
 
 
 def _curve(axes: Axes, rows: Sequence[Row], column: Column, results: Results, colour: str) -> None:
@@ -182,6 +185,17 @@ def _grid(panels: int) -> tuple[int, int]:
     """(down, across): full rows where there are such."""
     across = 2 if panels == 4 else min(ACROSS, panels)
     return -(-panels // across), across
+
+
+def _plain(axis: Axis) -> None:
+    """A logarithmic axis with numbers as they are written, and some within every decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    several = low > 0 and high / low > 100
+    axis.set_major_locator(LogLocator(subs=(1,) if several else (1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _columns(plan: Plan, results: Results) -> list[Column]:

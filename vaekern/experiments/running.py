@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -24,6 +23,8 @@ from vaekern.evaluation import (
 )
 from vaekern.experiments import table
 from vaekern.experiments.catalogue import EXPERIMENTS
+from vaekern.experiments.command import command
+from vaekern.experiments.directory import CLASSIFIER, CSV, NUMBERS, PAGE, check_settings, claim
 from vaekern.experiments.experiment import Column, Row
 from vaekern.experiments.figures import FIGURES
 from vaekern.experiments.finished import Finished
@@ -42,11 +43,6 @@ from vaekern.training.config import TrainConfig
 from vaekern.training.run import check_same_data, choose_device, describe_device
 from vaekern.training.run_directory import RunDirectory
 
-MANIFEST = "experiment.json"
-PAGE, CSV, NUMBERS = "table.md", "table.csv", "results.json"
-CLASSIFIER = "classifier.safetensors"
-# What an experiment leaves in its directory, beside the manifest.
-OWN = {"runs", PAGE, CSV, NUMBERS, CLASSIFIER, *(f"{name}.png" for name in FIGURES)}
 # Measures that only read what a run has written.
 AT_ONCE = {"report", "training_time"}
 
@@ -128,7 +124,7 @@ def reproduce(
     without = _without_features(plan, loaded)
     if without is not None:
         show(without)
-    _claim(plan)
+    claim(plan)
     lock = Lock(plan.out / "reproduce.lock", str(plan.out), "--out")
     lock.acquire()
     try:
@@ -230,7 +226,7 @@ class _Reproducing:
         directory = RunDirectory(config.run_directory)
         record = Record(directory)
         if record.complete:
-            _check_settings(directory, config)
+            check_settings(directory, config)
             if row.data == "{data}":
                 check_same_data(self.data, config, directory)
             said = "finished before, skipped"
@@ -367,92 +363,12 @@ class _Reproducing:
         return page
 
 
-def _claim(plan: Plan) -> None:
-    """Make the directory this experiment's, or find that it is.
-
-    Raises:
-        RunError: it holds something else, or this experiment with other settings.
-    """
-    manifest = plan.out / MANIFEST
-    own = {"format": table.FORMAT, "version": table.VERSION, **plan.identity()}
-    own = json.loads(json.dumps(own))  # as it comes back
-    if manifest.is_file():
-        try:
-            stored = dict(json.loads(manifest.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(
-                f"{manifest} is damaged; remove it, and the same command writes it again, or "
-                "choose another directory with --out DIR"
-            ) from error
-        changed = [
-            f"{key}: {stored.get(key)} -> {value}"
-            for key, value in own.items()
-            if stored.get(key) != value
-        ]
-        if changed:
-            raise RunError(
-                f"{plan.out} holds an experiment with other settings ({'; '.join(changed)}); "
-                "leave these out, or choose another directory with --out DIR"
-            )
-        return
-    try:
-        # each run in it says itself what it was trained with
-        others = {p.name for p in plan.out.iterdir()} - OWN if plan.out.exists() else set()
-        if others:
-            raise RunError(
-                f"{plan.out} is not empty and holds no experiment; choose another with --out DIR"
-            )
-        plan.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot create {plan.out} ({error.strerror}); choose another with --out DIR"
-        ) from error
-    write_atomically(manifest, json.dumps(own, indent=1) + "\n")
-
-
 def _name(plan: Plan, measure: str) -> str:
     """Under which a record keeps a measure: one in other features is another."""
     if measure not in IN_FEATURES:
         return measure
     features = [] if plan.inception is None else [f"in {Path(plan.inception).name}"]
     return ", ".join([measure, *features, *(["stretched"] if plan.stretch else [])])
-
-
-def _check_settings(directory: RunDirectory, config: TrainConfig) -> None:
-    stored, asked = directory.read_config().to_flat(), config.to_flat()
-    asked["levels"] = asked["levels"] or stored["levels"]  # a run takes them from its data
-    if stored | {"run": None} != asked | {"run": None}:
-        raise RunError(
-            f"{directory.path} was trained with other settings than this experiment has now; "
-            "choose another directory with --out DIR"
-        )
-
-
-def command(plan: Plan, results: Results) -> str:
-    """The command line of a table; from Python, where seeds are not the first few."""
-    words = ["vaekern", "reproduce", plan.name]
-    if plan.experiment.takes_data:
-        words += ["--data", plan.data]
-    seeds = list(results.seeds)
-    counted = seeds == list(range(len(seeds)))
-    words += ["--seeds", str(len(seeds)) if counted else ",".join(map(str, seeds))]
-    if len(results.rows) < len(plan.experiment.rows):
-        words += ["--rows", *(row.name for row in results.rows)]
-    if plan.epochs is not None:
-        words += ["--epochs", str(plan.epochs)]
-    if plan.device != "auto":
-        words += ["--device", plan.device]
-    if plan.inception is not None:
-        words += ["--inception", plan.inception]
-    words += ["--stretch"] if plan.stretch else []
-    for key, value in plan.settings.items():
-        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for part, each in inner:
-            text = "none" if each is None else str(list(each) if isinstance(each, tuple) else each)
-            words += ["--set", f"{key}.{part}={text}" if part else f"{key}={text}"]
-    if plan.out != plan.default_out:
-        words += ["--out", str(plan.out)]
-    return shlex.join(words)
 
 
 def _count(number: int, what: str) -> str:

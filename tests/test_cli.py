@@ -183,7 +183,7 @@ def test_ctrl_c_says_so_and_can_be_continued(
         ("train --network infogan --width 3", "network 'infogan' has no option 'width'"),
         ("train --variance 2", "variance"),
         ("train --variance -1 --estimate fixed", "variance must be positive"),
-        ("train --eps 0", "eps must be"),
+        ("train --covariance diag-i --eps 0", "eps must be"),
         ("train --covariance full", "covariance"),
         ("train --bogus", "bogus"),
         ("sample /nowhere", "is not a vaekern run"),

@@ -55,6 +55,18 @@ def test_accumulation_is_exact(covariance: str, reduction: str, backend: str) ->
         torch.testing.assert_close(parts(x_hat, x, mu, mu), whole(x_hat, x, mu, mu))
 
 
+def test_a_module_of_one_process_may_be_named() -> None:
+    x_hat, x, mu = _batch()
+    loss_fn = GaussianVAELoss("iso-i")
+
+    def step(at: slice) -> Tensor:
+        return loss_fn(x_hat[at], x[at], mu[at], mu[at])
+
+    found = sum(float(loss.detach()) for loss in loss_fn.accumulate(step, PARTS, model=loss_fn))
+    whole = GaussianVAELoss("iso-i")(x_hat, x, mu, mu)
+    assert found == pytest.approx(float(whole.detach()))
+
+
 @pytest.mark.parametrize("covariance", ["iso-i", "diag-i"])
 def test_the_usual_accumulation_is_not(covariance: str) -> None:
     x_hat, x, mu = _batch()

@@ -293,10 +293,11 @@ def _evaluate(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nvaekern: interrupted; what was finished is kept", file=sys.stderr)
         return 130
-    print(f"{found.table}\n\nPictures and numbers are in {found.path}")
-    if any(outcome.status == "done" for outcome in found.outcomes.values()):
-        return 0
-    raise _Failure("no diagnostic could be computed; the table says why", code=1)
+    print(found.table)
+    if not any(outcome.status == "done" for outcome in found.outcomes.values()):
+        raise _Failure("no diagnostic could be computed; the table says why", code=1)
+    print(f"\nPictures and numbers are in {found.path}")
+    return 0
 
 
 def _reproduce(words: list[str]) -> int:

@@ -184,7 +184,7 @@ def _exchange(model: Any, *, last: bool) -> Iterator[None]:
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
         model.set_requires_gradient_sync(last)
         yield
-    elif model is None or last:
+    elif last or not hasattr(model, "no_sync"):  # a module of one process alone
         yield
     else:  # DistributedDataParallel
         with model.no_sync():

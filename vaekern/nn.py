@@ -340,7 +340,8 @@ class GaussianVAELoss(nn.Module):
             micro_batches: of any sizes, the same number on every process; kept until the end.
             model: the DistributedDataParallel or `fully_shard` model that step runs, for its
                 processes to exchange gradients once, with the last micro-batch. Without it the
-                gradients are the same and the exchange takes place for each.
+                gradients are the same and the exchange takes place for each. Any other module
+                exchanges nothing.
 
         Yields:
             Each micro-batch's share of the loss, for you to call ``backward()`` on as it is: they

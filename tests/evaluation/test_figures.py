@@ -241,3 +241,12 @@ def test_no_global_figures_are_left(tmp_path: Path):
 
     sample_grid(torch.zeros(1, 1, 8, 8), tmp_path / "a.png", "Samples")
     assert not helpers.Gcf.figs
+
+
+@pytest.mark.parametrize("samples", [(64, 1, 8, 8), (1, 1, 8, 8), (50, 2), (50, 1), (50, 3)])
+def test_long_titles_end_within_the_page(samples: tuple[int, ...], tmp_path: Path, read_page):
+    title = "digits: samples from 10 Gaussians fitted to the codes of the training images"
+    sample_grid(torch.zeros(samples), tmp_path / "a.png", title)
+    page = read_page(tmp_path / "a.png").pixels
+    assert (page[:40] < 128).any()  # there is a title
+    assert (page[:, -4:] == 255).all()  # and nothing runs out of the page

@@ -219,3 +219,32 @@ def test_decoder_distribution_needs_a_variance() -> None:
     vae = VAE(nn.Identity(), nn.Linear(2, 3), vaekern.GaussianVAELoss("diag-i", "mle"), 2)
     with pytest.raises(ValueError, match="must have seen a batch in training mode"):
         vae.decoder_distribution(torch.zeros(1, 2))
+
+
+class Returning(nn.Module):
+    """An encoder that returns what it is told to."""
+
+    def __init__(self, value: object):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (torch.zeros(64, 32), TypeError, r"got one tensor \[64, 32\]; split it, as in .*chunk"),
+        (torch.zeros(2, 16), TypeError, r"got one tensor \[2, 16\]"),
+        (None, TypeError, "got NoneType"),
+        ((torch.zeros(4, 16),), TypeError, "got tuple"),
+        ((torch.zeros(4, 8), torch.zeros(4, 8)), ValueError, r"got \[4, 8\] and \[4, 8\]"),
+        ((torch.zeros(4, 16), torch.zeros(4, 1)), ValueError, r"got \[4, 16\] and \[4, 1\]"),
+    ],
+)
+def test_what_an_encoder_must_return(value: object, error: type[Exception], message: str) -> None:
+    vae = VAE(Returning(value), nn.Linear(16, 9), vaekern.GaussianVAELoss("iso-i"), latent_dim=16)
+    wanted = r"encoder must return \(mu, logvar\), both \[B, 16\], "
+    with pytest.raises(error, match=wanted + message):
+        vae(torch.zeros(4, 9))

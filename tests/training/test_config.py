@@ -10,6 +10,7 @@ import yaml
 
 from vaekern.training import StageConfig, TrainConfig
 from vaekern.training.config import differences
+from vaekern.training.effects import EFFECTS
 from vaekern.training.flags import UsageError, parse
 
 
@@ -36,7 +37,7 @@ def test_flags_reach_their_settings() -> None:
         [
             *("--data", "npy:x.npy", "--image-size", "32", "--run", "here", "--resume"),
             *("--covariance", "diag-i", "--estimate", "learned", "--variance", "0.1"),
-            *("--beta", "2", "--eps", "1e-5", "--activation", "tanh", "--seed", "3"),
+            *("--beta", "2", "--posterior-samples", "3", "--activation", "tanh", "--seed", "3"),
             *("--logvar-clamp", "[-30,20]", "--network", "infogan", "--latent-dim", "64"),
             *("--stage1.epochs", "7", "--stage2.variance-lr", "0.5"),
         ]
@@ -50,7 +51,7 @@ def test_flags_reach_their_settings() -> None:
         "learned",
         0.1,
     )
-    assert (objective.beta, objective.eps, objective.activation) == (2.0, 1e-5, "tanh")
+    assert (objective.beta, objective.posterior_samples, objective.activation) == (2.0, 3, "tanh")
     assert objective.logvar_clamp == (-30.0, 20.0)
     assert (config.network.network, config.network.latent_dim) == ("infogan", 64)
     assert (config.stage1.epochs, config.stage2.variance_lr) == (7, 0.5)
@@ -111,12 +112,26 @@ def test_learning_rate_schedule() -> None:
         ("--beta x", "--beta must be a number, got x"),
         ("--logvar-clamp 3", "--logvar-clamp must be two numbers, as in '[-30, 20]', got 3"),
         ("--stage1.epochs 0", "stage1.epochs must be at least 1, got 0"),
-        ("--stage2.lr -1", "stage2.lr must be positive, got -1.0"),
+        ("--stage2.lr -1", "stage2.lr must be positive and finite, got -1.0"),
         ("--stage1.batch-size 0", "stage1.batch_size must be at least 1, got 0"),
         ("--seed -1", "seed must lie between 0 and"),
         ("--threads 0", "threads must be at least 1, got 0"),
         ("--checkpoint-seconds 0", "checkpoint_seconds must be positive"),
         ("--config nowhere.yaml", "nowhere.yaml"),
+        ("--latent-dim 0", "latent_dim must be at least 1, got 0"),
+        ("--second-layers 0", "second_layers must be at least 1, got 0"),
+        ("--flow-steps 3", "flow_steps has an effect only with posterior planar or radial"),
+        ("--preset ae --beta=2", "beta has an effect only with a latent_term; leave it out"),
+        ("--posterior-variance 0.5", "only with posterior fixed or isotropic"),
+        ("--mixture-components 4", "only with likelihood logistic-mixture"),
+        ("--levels 16", "only with likelihood logistic-mixture"),
+        ("--penalty-weight 3", "only with a decoder_penalty"),
+        ("--lr-patience 1", "only with lr_schedule plateau"),
+        ("--eps 1e-4", "only with an mle estimate of iso-d, diag-i or diag-d"),
+        (
+            "--preset mle-diag-d --covariance iso-i",
+            "leave it out, or give --eps-start null where a preset sets it",
+        ),
     ],
 )
 def test_bad_flags_are_one_sentence(flags: str, message: str) -> None:
@@ -124,6 +139,20 @@ def test_bad_flags_are_one_sentence(flags: str, message: str) -> None:
         parse(flags.split())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_flags_with_an_effect_and_settings_of_presets_are_taken() -> None:
+    config, _ = parse(["--preset", "rae-gp", "--penalty-weight", "3", "--lr-schedule=plateau"])
+    assert config.system.penalty_weight == 3
+    # what a preset sets is not refused where a flag takes its effect away
+    config, _ = parse(["--preset", "rae-gp", "--decoder-penalty", "none"])
+    assert config.system.decoder_penalty == "none"
+    parse(["--preset", "vae-planar-flow", "--flow-steps", "3"])
+    parse(["--preset", "mle-diag-d", "--covariance", "iso-i", "--eps-start", "null"])
+
+
+def test_every_effect_is_of_a_setting() -> None:
+    assert set(EFFECTS) <= set(TrainConfig().to_flat())
 
 
 def test_unknown_keys_are_named() -> None:

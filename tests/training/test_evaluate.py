@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -211,10 +212,17 @@ def test_aggregate_posteriors_of_both_stages(digits: Path, of_digits: dict[str, 
     mmd = of_digits["maximum_mean_discrepancy"]["values"]
     subject = Subject(model, data.load("digits"), two_stages=True, samples=SAMPLES)
     subject.begin("maximum_mean_discrepancy")
-    for name, samples in subject.aggregate_posterior(SAMPLES).items():
-        again = diagnostics.maximum_mean_discrepancy(samples, generator=subject.generator)
-        assert mmd[name] == float(again)
-    assert 0 < mmd["prior"] < 0.1
+    draws: dict[str, list[float]] = {"z": [], "u": [], "prior": []}
+    for _ in range(5):
+        drawn = subject.aggregate_posterior(SAMPLES)
+        drawn["prior"] = model.stage1.sample_prior(SAMPLES, generator=subject.generator)
+        for name, samples in drawn.items():
+            value = diagnostics.maximum_mean_discrepancy(samples, generator=subject.generator)
+            draws[name].append(float(value))
+    for name in ("z", "u"):
+        assert mmd[name] == pytest.approx(np.mean(draws[name]), rel=1e-12)
+        assert mmd[f"{name}_error"] == pytest.approx(np.std(draws[name], ddof=1) / math.sqrt(5))
+    assert mmd["prior"] == pytest.approx(np.linalg.norm(draws["prior"]) / 5)
 
 
 def test_likelihood_and_squared_errors(digits: Path, of_digits: dict[str, Any]) -> None:
@@ -425,17 +433,39 @@ def test_seed_and_samples(digits: Path, of_digits: dict[str, Any], tmp_path: Pat
     assert "1617 train" in everything.table
 
 
-def test_again_replaces_the_earlier_evaluation_and_nothing_else(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_again_replaces_what_it_computes_and_nothing_else(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("mine")
     evaluate(digits, only=["latent_spectrum"], samples=20, out=tmp_path)
+    before, picture = read(tmp_path), (tmp_path / "latent_spectrum.png").read_bytes()
+    found = evaluate(digits, only=["active_units"], samples=20, out=tmp_path)
+    assert "singular values" not in found.table
+    # in the order of the catalogue, and as if both had been computed at once
+    together = evaluate(
+        digits, only=["latent_spectrum", "active_units"], samples=20, out=tmp_path / "both"
+    )
+    after = read(tmp_path)["diagnostics"]
+    assert list(after) == list(read(tmp_path / "both")["diagnostics"])
+    assert after["latent_spectrum"] == before["diagnostics"]["latent_spectrum"]
+    assert (tmp_path / "table.txt").read_text() == together.table + "\n"
+    assert (tmp_path / "latent_spectrum.png").read_bytes() == picture
+    assert (tmp_path / "notes.png").read_text() == "mine"
+
+
+def test_a_part_does_not_replace_an_evaluation_with_other_settings(
+    digits: Path, tmp_path: Path
+) -> None:
+    evaluate(digits, only=["latent_spectrum"], samples=20, out=tmp_path)
+    before = read(tmp_path)
+    with pytest.raises(RunError, match=r"other settings \(seed: 0 -> 1\), of which 1 diag.*--out"):
+        evaluate(digits, only=["active_units"], samples=20, seed=1, out=tmp_path)
+    assert read(tmp_path) == before
     assert (tmp_path / "latent_spectrum.png").exists()
-    evaluate(digits, only=["active_units"], samples=20, out=tmp_path)
-    assert {each.name for each in tmp_path.iterdir()} == {
-        *("evaluation.json", "table.txt", "notes.png")
-    }
+    # what looked at weights that are gone is not kept
+    later = (digits / "model.safetensors").stat().st_mtime - 1
+    os.utime(tmp_path / "evaluation.json", (later, later))
+    evaluate(digits, only=["active_units"], samples=20, seed=1, out=tmp_path)
     assert list(read(tmp_path)["diagnostics"]) == ["active_units"]
+    assert not (tmp_path / "latent_spectrum.png").exists()
 
 
 # -- what goes wrong ---------------------------------------------------------------------------

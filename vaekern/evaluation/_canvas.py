@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,13 @@ CLASSES = (
     BLUE, ORANGE, GREEN, "#c2334d", "#7e57b5", "#8c5a3c", "#d76fb0", "#b3a21b", "#3fb3c4", INK,
 )  # fmt: skip
 DPI = 120
+TITLE_LETTER = 10.5  # pixels of width in a title
+
+
+def title_lines(title: str, width: float) -> list[str]:
+    """A title as lines that fit into so many pixels."""
+    letters = max(1, int(width / TITLE_LETTER))
+    return textwrap.wrap(title, letters, break_on_hyphens=False) or [""]
 
 
 def new_figure(width: float, height: float, *, automatic: bool = True) -> Figure:

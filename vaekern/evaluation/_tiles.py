@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaekern.evaluation._canvas import DPI, INK, MUTED, new_figure
+from vaekern.evaluation._canvas import DPI, INK, MUTED, new_figure, title_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ HIGHEST = 1600  # pixels of tiles in a column, where a figure has many rows
 MARGIN = 24
 GAP = 3
 TITLE_HEIGHT = 46
+TITLE_LINE = 21  # pixels that each further line of a title takes
 HEAD_HEIGHT = 22
 LABEL_WIDTH = 116
 LETTER = 8.5  # pixels of width in a label
@@ -76,7 +77,9 @@ def tile_figure(
     left = MARGIN + label_width
     if not label_width:
         left = (page_width - grid_width) // 2  # a narrow grid sits in the middle
-    top = TITLE_HEIGHT + (HEAD_HEIGHT if heads else 0)
+    lines = title_lines(title, page_width - 2 * MARGIN)
+    above = TITLE_HEIGHT + TITLE_LINE * (len(lines) - 1)
+    top = above + (HEAD_HEIGHT if heads else 0)
     page = np.full(
         (
             top + sum(row.space_above + height + GAP for row in rows) - GAP + MARGIN,
@@ -99,17 +102,18 @@ def tile_figure(
     # One image pixel per figure pixel: figimage does not resample at all.
     figure.figimage(page, origin="upper")
     total = page.shape[0]
-    edge = (MARGIN if label_width else left) / page.shape[1]
+    edge = MARGIN / page.shape[1]
     figure.text(
-        edge, 1 - 16 / total, title, ha="left", va="top", color=INK, fontsize=11, fontweight="bold"
-    )
+        edge, 1 - 16 / total, "\n".join(lines), ha="left", va="top", color=INK, fontsize=11,
+        fontweight="bold",
+    )  # fmt: skip
     if note:
         right = (left + grid_width) / page.shape[1]
         figure.text(right, 1 - 17 / total, note, ha="right", va="top", color=MUTED, fontsize=9)
     for start, head in zip(starts, heads, strict=False):
         middle = (left + start + width / 2) / page.shape[1]
         figure.text(
-            middle, 1 - (TITLE_HEIGHT + HEAD_HEIGHT - 5) / total, head, ha="center", va="bottom",
+            middle, 1 - (above + HEAD_HEIGHT - 5) / total, head, ha="center", va="bottom",
             color=INK, fontsize=9,
         )  # fmt: skip
     for centre, label in labels:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vaekern.evaluation._canvas import (
     BLUE,
     CLASSES,
+    DPI,
     FAINT,
     INK,
     MUTED,
@@ -19,6 +20,7 @@ from vaekern.evaluation._canvas import (
     dress,
     legend,
     new_figure,
+    title_lines,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def sample_figure(samples: Tensor, title: str, data: Tensor | None) -> Figure:
             axes.scatter(*real.T, **dots(len(real)), color=MUTED, label="data")
         axes.scatter(*drawn.T, **dots(len(drawn)), color=BLUE, label="samples")
         axes.set_aspect("equal", adjustable="datalim")
-        dress(axes, title=title, x="dimension 1", y="dimension 2")
+        lines = title_lines(title, 5 * DPI)  # the axes are narrower than the figure
+        dress(axes, title="\n".join(lines), x="dimension 1", y="dimension 2")
         if real is not None:
             legend(axes, loc="upper right")
         return figure
@@ -120,10 +123,12 @@ def _panels(dims: int, title: str) -> tuple[Figure, list[Axes]]:
     shown = min(dims, PANELS)
     columns = min(4, shown)
     rows = math.ceil(shown / columns)
-    figure = new_figure(max(5.0, 3.0 * columns), 2.6 * rows + 0.5)
     if shown < dims:
         title = f"{title} (the first {shown} of {dims} dimensions)"
-    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
+    width = max(5.0, 3.0 * columns)
+    lines = title_lines(title, 0.98 * width * DPI)
+    figure = new_figure(width, 2.6 * rows + 0.3 + 0.2 * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(shown)]
 
 

@@ -304,6 +304,8 @@ def load_inception(path: str | Path) -> Inception:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; give --inception a file with Inception's weights")
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give --inception one with Inception's weights")
     try:
@@ -317,7 +319,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # torch and safetensors have a dozen kinds of them for a bad file
-        reason = " ".join(str(error).split())[:80].partition(". ")[0] or type(error).__name__
+        reason = " ".join(str(error).split())[:80].partition(". ")[0]
+        if not any(letter.isalpha() for letter in reason):  # a code of the unpickler
+            reason = type(error).__name__
         raise ValueError(f"{path} is no file of tensors ({reason}); {SOURCE}") from error
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()

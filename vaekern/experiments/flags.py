@@ -76,9 +76,14 @@ def make_parser(base: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
 def _seeds(text: str) -> int | list[int]:
     """A number of seeds, or the seeds."""
-    if "," not in text:
-        return int(text)
-    return [int(word) for word in text.split(",") if word]
+    try:
+        if "," not in text:
+            return int(text)
+        return [int(word) for word in text.split(",") if word]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seeds, as in 3, or seeds with commas, as in 5,7, got {text!r}"
+        ) from None
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:

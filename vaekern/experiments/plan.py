@@ -21,6 +21,7 @@ from vaekern.training.run import load_data
 DEVICES = get_args(Device)
 # Numbers of a set that is read again for every row that puts something on it.
 SMALL = 50_000_000
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,8 @@ def _default_out(name: str, spec: str) -> Path:
 
 def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(given, int) and not isinstance(given, bool):
-        if given < 1:
-            raise ValueError(f"seeds must be at least 1, got {given}")
+        if not 1 <= given <= MOST_SEEDS:
+            raise ValueError(f"seeds must be a number from 1 to {MOST_SEEDS}, got {given}")
         return tuple(range(given))
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise TypeError(f"seeds must be a whole number or a list of them, got {given!r}")

@@ -126,6 +126,12 @@ class NetworkConfig:
     )
     second_layers: int = setting(3, "hidden layers of the second stage, in each direction")
 
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "width", "layers", "second_width", "second_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
     def network_options(self) -> dict[str, int]:
         """The options that were set; the network's own defaults stand for the others."""
         chosen = {"width": self.width, "layers": self.layers}

@@ -308,13 +308,37 @@ class VAE(Shareable):
         return q.center, q.logvar
 
     def posterior(self, x: Tensor) -> Posterior:
-        """q(z|x), within the loss's logvar_clamp."""
-        mu, logvar, *extra = self.encoder(x)
+        """q(z|x), within the loss's logvar_clamp.
+
+        Raises:
+            TypeError, ValueError: the encoder returns something else than (mu, logvar), each
+                [B, d].
+        """
+        encoded = self.encoder(x)
+        self._check_encoded(encoded)
+        mu, logvar, *extra = encoded
         if self.loss.logvar_clamp is not None:
             # The noise must be drawn from the distribution whose KL is charged.
             logvar = logvar.clamp(*self.loss.logvar_clamp)
         q: Posterior = self.family(mu, logvar, extra[0] if extra else None)
         return q
+
+    def _check_encoded(self, encoded: Any) -> None:
+        wanted = f"(mu, logvar), both [B, {self.latent_dim}]"
+        if not isinstance(encoded, (tuple, list)) or len(encoded) < 2:
+            got = type(encoded).__name__
+            if isinstance(encoded, Tensor):
+                got = f"one tensor {list(encoded.shape)}"
+            raise TypeError(
+                f"encoder must return {wanted}, got {got}; split it, as in "
+                "output.chunk(2, dim=-1), in the encoder's forward"
+            )
+        shapes = [list(part.shape) for part in encoded[:2]]
+        if shapes[0] != shapes[1] or shapes[0][-1:] != [self.latent_dim]:
+            raise ValueError(
+                f"encoder must return {wanted}, got {shapes[0]} and {shapes[1]}; change its last "
+                "layer or latent_dim"
+            )
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x|z) [B, *sample_shape], the loss's activation applied."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -77,7 +78,7 @@ class DataConfig:
 class StageConfig:
     """One stage: Adam, lr(epoch) = lr * 0.5^floor(epoch / halve_every) by default."""
 
-    epochs: int = setting(150, "passes over the data; 0 leaves the second stage out")
+    epochs: int = setting(150, "passes over the data; stage 2 takes 0, for none")
     batch_size: int = setting(64, "samples per step; a last smaller batch is dropped")
     lr: float = setting(1e-3, "learning rate of the networks")
     halve_every: int = setting(50, "epochs after which both learning rates halve")
@@ -117,8 +118,10 @@ class TrainConfig:
                         f"{name}.{key} must be at least {least}, got {getattr(stage, key)}"
                     )
             for key in ("lr", "variance_lr"):
-                if not getattr(stage, key) > 0:
-                    raise ValueError(f"{name}.{key} must be positive, got {getattr(stage, key)}")
+                if not 0 < getattr(stage, key) < math.inf:
+                    raise ValueError(
+                        f"{name}.{key} must be positive and finite, got {getattr(stage, key)}"
+                    )
         if not 0 <= self.run.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, got {self.run.seed}")
         if self.run.threads is not None and self.run.threads < 1:
@@ -166,7 +169,8 @@ class TrainConfig:
         if system not in ("iso-d, mle", "diag-i, mle", "diag-d, mle"):
             raise ValueError(
                 "eps_start must come with an mle estimate of iso-d, diag-i or diag-d, which add "
-                f"eps, got {start} with {system}; leave it out"
+                f"eps, got {start} with {system}; leave it out, or give --eps-start null where a "
+                "preset sets it"
             )
         if not start > objective.eps:
             raise ValueError(

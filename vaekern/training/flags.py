@@ -15,6 +15,7 @@ from vaekern._optional import require
 from vaekern.data import READERS
 from vaekern.models.config import explanation
 from vaekern.training.config import STAGES, TrainConfig
+from vaekern.training.effects import check_effects
 from vaekern.training.presets import preset
 from vaekern.training.run_directory import RunDirectory
 
@@ -116,7 +117,9 @@ def _read(parser: Any, argv: list[str]) -> tuple[TrainConfig, bool]:
     values.pop("config", None)
     resume = bool(values.pop("resume"))
     try:
-        return TrainConfig.from_flat(values), resume
+        config = TrainConfig.from_flat(values)
+        check_effects(config, argv)
+        return config, resume
     except ValueError as error:
         raise UsageError(str(error)) from None
 

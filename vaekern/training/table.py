@@ -57,7 +57,12 @@ def score_rows(metrics: Mapping[str, Any]) -> list[Row]:
 
 
 def _row(name: str, value: float, unit: str = "", part: bool = False) -> Row:
-    return Row(name, f"{value:.4f}", unit, value, part)
+    return Row(name, _digits(value), unit, value, part)
+
+
+def _digits(value: float) -> str:
+    """Four decimals, or digits that say something where these would not."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def score_note(metrics: Mapping[str, Any]) -> str:

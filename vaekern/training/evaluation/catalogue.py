@@ -86,7 +86,7 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         "train",
         IMAGES,
         lines=generation.sample_lines("{metric}", "{{{name}:.5f}}", "{{{name}_subsets}}"),
-        needs=(needs.torchmetrics, needs.features),
+        needs=(needs.features, needs.torchmetrics),
     ),
     Diagnostic(
         "precision_recall",
@@ -210,8 +210,13 @@ DIAGNOSTICS: tuple[Diagnostic, ...] = (
         "train",
         5000,
         lines=(
-            Line("MMD^2, q(z) to prior", "{z:.5f}", "", "prior to itself: ± {prior:.5f}"),
-            Line("MMD^2, q(u) to prior", "{u:.5f}", "", "stage 2"),
+            Line(
+                "MMD^2, q(z) to prior",
+                "{z:.5f}",
+                "",
+                "± {z_error:.5f}; prior to itself: ± {prior:.5f}",
+            ),
+            Line("MMD^2, q(u) to prior", "{u:.5f}", "", "± {u_error:.5f}; stage 2"),
         ),
     ),
     Diagnostic(

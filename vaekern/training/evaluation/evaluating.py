@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from vaekern.storage.tensors import read_header
 from vaekern.training.checkpoints import reached, second_stage_is_trained
 from vaekern.training.config import TrainConfig
 from vaekern.training.evaluation.catalogue import DIAGNOSTICS
+from vaekern.training.evaluation.earlier import earlier
 from vaekern.training.evaluation.outcome import Outcome
 from vaekern.training.evaluation.row import Diagnostic
 from vaekern.training.evaluation.subject import Subject
@@ -36,6 +38,7 @@ NUMBERS = "evaluation.json"
 TABLE = "table.txt"
 FORMAT = "vaekern evaluation"
 VERSION = 1
+NOTED = 5.0  # seconds from which on a diagnostic has a line in a log
 
 
 class Evaluation(NamedTuple):
@@ -66,8 +69,9 @@ def evaluate(
     Likelihood, reconstructions, orthogonality, smoothness and disentanglement are of the test
     split, what the encoder does and the aggregate posteriors of the training split, without what
     was held out for validation. A diagnostic that fails is reported as failed, and the others go
-    on. Each is written as soon as it is done; a second evaluation into the same directory replaces
-    the first. What lies in RUN/evaluation is also shown by RUN/report.html.
+    on. Each is written as soon as it is done. A second evaluation into the same directory replaces
+    what it computes again; the rest stays there as long as it is of the same weights, seed and
+    samples. What lies in RUN/evaluation is also shown by RUN/report.html.
 
     Args:
         run: the directory that `vaekern train` wrote.
@@ -86,15 +90,17 @@ def evaluate(
         weights: ``"last"``, or ``"best"`` for stage 1 as it was after its best epoch; stage 2,
             which has learned the latents of the last weights, is then left out.
         out: the directory to write to; RUN/evaluation by default, RUN/evaluation-best for the best.
-        progress: a bar on stderr; by default where stderr is a terminal.
+        progress: a bar on stderr; by default where stderr is a terminal. Elsewhere, unless it is
+            False, a line for each diagnostic that took more than a few seconds.
 
     Returns:
         The table, and what became of each diagnostic. evaluation.json holds the same numbers, with
-        null for those that are not finite.
+        null for those that are not finite, and those that were there before.
 
     Raises:
         RunError: the directory is no run, its first stage is not finished, a file is damaged, its
-            data are gone or others, or the output cannot be written.
+            data are gone or others, the output cannot be written, or a part of the diagnostics is
+            asked for where an evaluation with other settings lies.
         ValueError: an unknown name, nothing left to compute, a file that does not hold Inception,
             or an option outside its range.
         KeyboardInterrupt: Ctrl-C; what was finished is written.
@@ -120,6 +126,7 @@ def evaluate(
     config, data, two_stages = _read(directory)
     data, two_stages = trained_on(data, config), two_stages and not best
     model, _ = load_model(run, best_of_stage=1 if best else None)
+    model_file = directory.best(1) if best else directory.model
     if inception is not None:
         extractor = inception_extractor(inception, device=on)
     subject = Subject(
@@ -132,7 +139,7 @@ def evaluate(
         stretch=stretch,
     )
     default = directory.path / (f"{FOLDER}-best" if best else FOLDER)
-    folder = _prepare(Path(out).expanduser() if out else default)
+    folder = Path(out).expanduser() if out else default
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -150,14 +157,18 @@ def evaluate(
     epoch = _best_epoch(directory) if best else None
     head = _head(config, data, two_stages, epoch)
     outcomes: dict[str, Outcome] = {}
+    others = [row.name for row in DIAGNOSTICS if row not in chosen]
+    kept = earlier(folder / NUMBERS, about, others, model_file)
+    _prepare(folder, [row for row in DIAGNOSTICS if row.name not in kept])
 
-    def write(complete: bool) -> str:
-        diagnostics = {name: outcome.to_json() for name, outcome in outcomes.items()}
+    def write(complete: bool) -> None:
+        found = kept | outcomes
+        found = {row.name: found[row.name] for row in DIAGNOSTICS if row.name in found}
+        diagnostics = {name: outcome.to_json() for name, outcome in found.items()}
         content = about | {"complete": complete, "diagnostics": diagnostics}
-        table = make_table(head, chosen, outcomes)
+        table = make_table(head, DIAGNOSTICS, found)
         write_atomically(folder / NUMBERS, json.dumps(content, indent=1, allow_nan=False) + "\n")
         write_atomically(folder / TABLE, table + "\n")
-        return table
 
     tqdm = require("tqdm", "vaekern evaluate").tqdm
     quiet = None if progress is None else not progress
@@ -166,10 +177,19 @@ def evaluate(
             bar.set_description_str(row.name)
             outcomes[row.name] = _outcome(row, subject, folder)
             write(complete=False)
-    table = write(complete=True)
+            if bar.disable and progress is None and outcomes[row.name].seconds > NOTED:
+                _note(row.name, outcomes, chosen)
+    write(complete=True)
     if folder == directory.path / FOLDER and directory.metrics.is_file():
         write_page(directory.path)  # report.html shows it too
-    return Evaluation(table, outcomes, folder)
+    return Evaluation(make_table(head, chosen, outcomes), outcomes, folder)
+
+
+def _note(name: str, outcomes: dict[str, Outcome], chosen: list[Diagnostic]) -> None:
+    """A line in a log, of what takes long."""
+    seconds = outcomes[name].seconds
+    done = f"{len(outcomes)} of {len(chosen)} diagnostics"
+    print(f"{name} took {seconds:.0f} s, {done} done", file=sys.stderr, flush=True)
 
 
 def _choose(only: Sequence[str] | None, skip: Sequence[str]) -> list[Diagnostic]:
@@ -205,21 +225,20 @@ def _read(directory: RunDirectory) -> tuple[TrainConfig, Dataset, bool]:
     return config, read_data(directory), second_stage_is_trained(directory)
 
 
-def _prepare(folder: Path) -> Path:
-    """A directory without the pictures of an earlier evaluation."""
+def _prepare(folder: Path, rows: Sequence[Diagnostic]) -> None:
+    """Make the directory, without what an earlier evaluation has drawn for these rows."""
     if RunDirectory(folder).description.exists():
         raise RunError(f"{folder} holds a run, whose table would be lost; choose another --out DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / NUMBERS).exists():
-            for row in DIAGNOSTICS:
+            for row in rows:
                 for name in row.figures:
                     (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
             f"cannot write to {folder} ({error.strerror}); choose another directory with --out DIR"
         ) from error
-    return folder
 
 
 def _outcome(row: Diagnostic, subject: Subject, folder: Path) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vaekern.diagnostics.latents import Definition
 from vaekern.training.evaluation.row import Found
 from vaekern.training.evaluation.subject import Subject
 
-SEEDS = 5  # comparisons of the prior with itself
+DRAWS = 5  # of z and of the prior, over which a discrepancy is averaged
 NAMES = {"z": "q(z), stage 1", "u": "q(u), stage 2"}
 
 
@@ -94,16 +95,26 @@ def mutual_information(subject: Subject, n: int) -> Found:
 
 
 def maximum_mean_discrepancy(subject: Subject, n: int) -> Found:
-    """How far q(z) and q(u) are from the prior, and the prior from itself."""
+    """How far q(z) and q(u) are from the prior, each the mean of a few draws with its error.
+
+    Beside them what the same mean is off by where the samples are the prior's own.
+    """
 
     def mmd(samples: torch.Tensor) -> float:
         return float(diagnostics.maximum_mean_discrepancy(samples, generator=subject.generator))
 
-    values = {name: mmd(s) for name, s in subject.aggregate_posterior(n).items()}
-    itself = [
-        mmd(subject.vae.sample_prior(n, generator=subject.generator)) ** 2 for _ in range(SEEDS)
-    ]
-    return Found(n, values | {"prior": math.sqrt(sum(itself) / SEEDS)})
+    found: dict[str, list[float]] = {}
+    for _ in range(DRAWS):
+        drawn = subject.aggregate_posterior(n)
+        drawn["prior"] = subject.vae.sample_prior(n, generator=subject.generator)
+        for name, samples in drawn.items():
+            found.setdefault(name, []).append(mmd(samples))
+    squares = sum(value**2 for value in found.pop("prior"))
+    values = {"prior": math.sqrt(squares) / DRAWS}
+    for name, each in found.items():
+        values[name] = statistics.fmean(each)
+        values[f"{name}_error"] = statistics.stdev(each) / math.sqrt(DRAWS)
+    return Found(n, values)
 
 
 def latent_spectrum(subject: Subject, n: int) -> Found:

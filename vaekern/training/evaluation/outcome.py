@@ -41,6 +41,15 @@ class Outcome:
         plain: dict[str, Any] = _finite(flat)
         return plain
 
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Outcome:
+        """The inverse of `to_json`, with NaN for every number that was not finite.
+
+        Raises:
+            TypeError: fields that an outcome does not have.
+        """
+        return cls(**{key: _numbers(value) for key, value in plain.items()})
+
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
@@ -48,3 +57,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return math.nan if value is None else value

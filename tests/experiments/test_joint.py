@@ -140,3 +140,32 @@ def test_what_a_joint_run_leaves_behind(tmp_path: Path) -> None:
     # Errors and likelihoods of a fused model are not those of its first stage: there are none.
     assert not any("mse" in key or "nll" in key for key in numbers["train fused"])
     assert numbers["train merged"]["squared_error"] == 16 * numbers["train merged"]["mse"]
+
+
+def test_settings_without_effect_are_refused_and_clipping_has_one(tmp_path: Path) -> None:
+    flat = {"estimate": "learned", "latent_dim": 2, "width": 8, "second_width": 8}
+    joint.check_joint(
+        TrainConfig.from_flat(flat | {"clip_norm": 0.1, "beta": 2.0, "device": "cpu"})
+    )
+    for name, value in (
+        *(("ema_decay", 0.9), ("precision", "bfloat16"), ("lr_schedule", "cosine")),
+        *(("kl_warmup_epochs", 2), ("free_bits", 1.0), ("early_stopping", 1)),
+        *(("posterior_samples", 2), ("spectral_norm", True)),
+    ):
+        with pytest.raises(ValueError, match=f"at once knows no {name}, got {value}; leave it out"):
+            joint.check_joint(TrainConfig.from_flat(flat | {name: value}))
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    found = {}
+    for norm in (None, 1e-9, 1e9):
+        config = TrainConfig.from_flat(
+            flat
+            | {"data": f"npy:{tmp_path / 'x.npy'}", "run": str(tmp_path / str(norm))}
+            | {"stage1": {"epochs": 1, "batch_size": 16}, "clip_norm": norm}
+        )
+        PROCEDURES["train merged"](config, lambda text: None)
+        tensors, _ = load_tensors(tmp_path / str(norm) / "model.safetensors", MODEL)
+        found[norm] = tensors["stage1.encoder.head.weight"].numpy()
+    np.testing.assert_array_equal(found[None], found[1e9])
+    # Adam divides the scale of a gradient out, but for its eps, which is larger than such a norm.
+    assert np.abs(found[None] - found[1e-9]).max() > 1e-4

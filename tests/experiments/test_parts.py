@@ -70,7 +70,12 @@ def test_data_are_recognised_by_what_they_hold() -> None:
     noisy = add_noise(Dataset("mnist", "image", train, test), "uniform", 0.1)
     assert recognise(noisy) is None
     # known by the reader that crops them, not by their number alone
-    for name, count in (("celeba", 162_770), ("celeba-hq", 27_000), ("dsprites", 663_552)):
+    for name, count in (
+        ("celeba", 162_770),
+        ("celeba140", 162_770),
+        ("celeba-hq", 27_000),
+        ("dsprites", 663_552),
+    ):
         images = torch.zeros(1, *KNOWN[name].shape).expand(count, -1, -1, -1)
         assert recognise(Dataset(name, "image", images, images[:1])) == name
         assert recognise(Dataset("celeba160", "image", images, images[:1])) is None

@@ -196,7 +196,8 @@ def test_training_alone_is_reported_later(tmp_path: Path, images: str) -> None:
     [
         ({"name": "tony"}, "there is no experiment 'tony'; did you mean 'tiny'?"),
         ({"rows": ["mlee"]}, "tiny has no row 'mlee'; did you mean 'mle'? its rows are fixed, mle"),
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"seeds": 0}, "seeds must be a number from 1 to 10000, got 0"),
+        ({"seeds": 10**10}, "seeds must be a number from 1 to 10000, got 10000000000"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"settings": {"latentdim": 3}}, "there is no setting 'latentdim'"),
         ({"settings": {"seed": 3}}, "settings must not hold 'seed'; use seeds"),
@@ -305,7 +306,12 @@ def test_damaged_files_of_the_experiment(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
     weights = (out / "runs/fixed/seed-0/best-stage1.safetensors").read_bytes()
-    for text in ('{"complete": true', '{"complete": true, "measures": null, "skipped": {}}', "[]"):
+    for text in (
+        '{"complete": true',
+        '{"complete": true, "measures": null, "skipped": {}}',
+        '{"complete": true, "measures": {"report": {"squared_error": "abc"}}, "skipped": {}}',
+        "[]",
+    ):
         (out / "runs/fixed/seed-0/experiment.json").write_text(text)
         again = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
         assert again.results.values == found.results.values
@@ -327,9 +333,15 @@ def test_data_that_have_changed_are_not_mixed(
     call = {"data": f"npy:{path}", "rows": ["fixed"], "epochs": 1, "out": tmp_path / "out"}
     reproduce("tiny", seeds=1, show=_quiet, **call)
     np.save(path, images[:40])
-    found = reproduce("tiny", seeds=2, show=_quiet, **call)
-    assert "is not the data that" in found.results.failed["fixed, seed 0"]
+    before = (tmp_path / "out/table.md").read_text()
+    with pytest.raises(RunError, match="is not the data that"):
+        reproduce("tiny", seeds=2, show=_quiet, **call)
+    assert (tmp_path / "out/table.md").read_text() == before
+    # a run that was not asked for is in no mean with runs on other data
+    said: list[str] = []
+    found = reproduce("tiny", seeds=[1], show=said.append, **call)
     assert [seed for _, seed in found.results.values] == [1]
+    assert sum("fixed, seed 0: left out of the table: " in text for text in said) == 1
 
 
 def test_a_loss_that_diverges_is_told_what_helps_here(
@@ -416,13 +428,108 @@ def test_a_directory_belongs_to_one_experiment(tmp_path: Path, experiment: Exper
         reproduce("tiny", out=tmp_path / "other", show=_quiet)
     changed = replace(experiment, settings={**TINY, "latent_dim": 3})
     running.EXPERIMENTS["tiny"] = changed
-    found = reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
-    assert "was trained with other settings" in found.results.failed["fixed, seed 0"]
+    before = (out / "table.md").read_text()
+    with pytest.raises(RunError, match=r"with other settings .* \(latent_dim: 2 -> 3\)"):
+        reproduce("tiny", seeds=1, rows=["fixed"], epochs=1, out=out, show=_quiet)
+    assert (out / "table.md").read_text() == before
+
+
+def test_a_run_is_no_other_experiment_when_it_is_half_done(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    """Nor when it was trained further by hand: its settings are then others."""
+    out, call = tmp_path / "out", {"seeds": 1, "rows": ["fixed"], "epochs": 1, "show": _quiet}
+    reproduce("tiny", out=out, **call)
+    run = out / "runs/fixed/seed-0"
+    (run / "experiment.json").unlink()
+    (out / "experiment.json").unlink()  # as a message about a damaged one says
+    (out / ".tmp-0123abcd-experiment.json").write_text("{")  # as a killed process leaves it
+    (out / "reproduce.lock").touch()
+    config = (run / "config.yaml").read_text()
+    with pytest.raises(RunError, match=r"\(stage1.lr: 0.001 -> 0.05\)"):
+        reproduce("tiny", out=out, settings={"stage1": {"lr": 0.05}}, **call)
+    assert (run / "config.yaml").read_text() == config
+    assert not list(out.glob(".tmp-*"))
+    (out / "experiment.json").unlink()
+    # the machine's own settings are no others
+    reproduce("tiny", out=out, device="cpu", settings={"threads": 1}, **call)
+
+
+def test_seeds_that_were_not_asked_for_are_checked_too(tmp_path: Path) -> None:
+    call = {"rows": ["fixed"], "epochs": 1, "out": tmp_path / "out"}
+    reproduce("tiny", seeds=2, show=_quiet, **call)
+    (tmp_path / "out/experiment.json").unlink()
+    said: list[str] = []
+    other = {"stage1": {"lr": 0.1}}
+    found = reproduce("tiny", seeds=[5], settings=other, show=said.append, **call)
+    assert [seed for _, seed in found.results.values] == [5]
+    assert "With other settings than the experiment's own: stage1.lr=0.1." in found.page
+    assert sum("left out of the table" in text for text in said) == 2
+
+
+def test_a_lost_table_loses_no_row(tmp_path: Path) -> None:
+    call = {"seeds": 1, "epochs": 1, "out": tmp_path / "out", "show": _quiet}
+    reproduce("tiny", **call)
+    (tmp_path / "out/results.json").write_text("")
+    found = reproduce("tiny", rows=["fixed"], **call)
+    assert [row.name for row in found.results.rows] == ["fixed", "mle", "mle-two"]
+
+
+def test_cells_of_fewer_runs_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = running.MEASURES["report"]
+
+    def sometimes(run: Any) -> Any:
+        return dict(measure(run)) | ({"mse": math.nan} if run.config.run.seed == 1 else {})
+
+    monkeypatch.setitem(running.MEASURES, "report", sometimes)
+    columns = (
+        Column("error", "MSE", "report", "mse"),
+        Column("mmd", "MMD", "report", "mmd_stage1"),
+    )
+    tiny = replace(running.EXPERIMENTS["tiny"], columns=columns)
+    monkeypatch.setitem(running.EXPERIMENTS, "tiny", tiny)
+    found = reproduce("tiny", seeds=3, rows=["fixed"], epochs=1, out=tmp_path / "o", show=_quiet)
+    sentence = "Fewer numbers than runs, the others not finite or not there: sigma = 1, MSE 2 of 3."
+    assert sentence in found.page
+
+
+def test_measures_have_the_threads_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it makes no difference whether a run is measured by the process that trained it."""
+    threads: list[int] = []
+
+    def count(run: Any) -> dict[str, float]:
+        threads.append(torch.get_num_threads())
+        return {"knn": 1.0}
+
+    torch.set_num_threads(2)
+    monkeypatch.setitem(running.MEASURES, "disentanglement_score", count)
+    call = {"seeds": 1, "rows": ["fixed"], "epochs": 1, "out": tmp_path / "out", "show": _quiet}
+    reproduce("tiny", **call)
+    record = tmp_path / "out/runs/fixed/seed-0/experiment.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"measures": {}}))
+    reproduce("tiny", **call)
+    assert threads == [1, 1]  # of a small model
+    assert torch.get_num_threads() == 2
+
+
+def test_features_do_not_depend_on_the_seeds_that_came_first(tmp_path: Path, images: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x=values, y=np.arange(60) % 3)
+    column = Column("fd", "FD", "frechet_distances", "prior")
+    running.EXPERIMENTS["tiny"] = replace(running.EXPERIMENTS["tiny"], columns=(column,))
+    call = {"data": f"npy:{tmp_path / 'x.npz'}", "rows": ["fixed"], "epochs": 1, "show": _quiet}
+    reproduce("tiny", seeds=[5], out=tmp_path / "a", **call)
+    grown = reproduce("tiny", seeds=2, out=tmp_path / "a", **call)
+    once = reproduce("tiny", seeds=[0, 1, 5], out=tmp_path / "b", **call)
+    assert grown.results.values == once.results.values
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reproduce", "--list"]) == 0
-    assert "digits: Every preset on handwritten digits" in capsys.readouterr().out
+    assert "digits: Every preset\n" in capsys.readouterr().out
     assert cli.main(["reproduce", "tiny", "--set", "beta"]) == 2
     assert "--set must be NAME=VALUE, got 'beta'" in capsys.readouterr().err
 

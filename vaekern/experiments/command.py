@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vaekern.experiments.plan import Plan
 from vaekern.experiments.results import Results
@@ -26,11 +27,17 @@ def command(plan: Plan, results: Results) -> str:
     if plan.inception is not None:
         words += ["--inception", plan.inception]
     words += ["--stretch"] if plan.stretch else []
-    for key, value in plan.settings.items():
-        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for part, each in inner:
-            text = "none" if each is None else str(list(each) if isinstance(each, tuple) else each)
-            words += ["--set", f"{key}.{part}={text}" if part else f"{key}={text}"]
+    for word in setting_words(plan.settings):
+        words += ["--set", word]
     if plan.out != plan.default_out:
         words += ["--out", str(plan.out)]
     return shlex.join(words)
+
+
+def setting_words(settings: Mapping[str, Any]) -> Iterator[str]:
+    """NAME=VALUE for each setting, as --set takes it."""
+    for key, value in settings.items():
+        inner = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for part, each in inner:
+            text = "none" if each is None else str(list(each) if isinstance(each, tuple) else each)
+            yield f"{key}.{part}={text}" if part else f"{key}={text}"

@@ -7,6 +7,7 @@ reaches the first's encoder through z.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaekern import diagnostics, functional
 from vaekern.experiments.clock import Clock
@@ -37,6 +38,8 @@ from vaekern.training.step import make_optimizer
 
 Loss = Callable[[TwoStageVAE, Tensor, torch.Generator], Tensor]
 
+# Settings of the objective and of the run without effect here, beside those of KL and schedules.
+UNKNOWN = ("posterior_samples", "precision")
 FILE, KIND = "joint.safetensors", "vaekern joint training"
 
 
@@ -62,6 +65,24 @@ def merged_loss(model: TwoStageVAE, x: Tensor, noise: torch.Generator) -> Tensor
     z = functional.reparameterize(mu, logvar, generator=noise)
     first = model.stage1.loss.components(model.stage1.decoder(z), x, mu, logvar).loss
     return first + model.stage2(z, generator=noise).loss
+
+
+def check_joint(config: TrainConfig) -> None:
+    """Refuse settings that training both stages at once does not know.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    default = TrainConfig()
+    for part in ("kl", "eps", "schedule", "system", "objective", "run"):
+        for of in dataclasses.fields(getattr(config, part)):
+            known = part in ("objective", "run") and of.name not in UNKNOWN
+            value = getattr(getattr(config, part), of.name)
+            if known or of.name == "clip_norm" or value == getattr(getattr(default, part), of.name):
+                continue
+            raise ValueError(
+                f"training both stages at once knows no {of.name}, got {value}; leave it out"
+            )
 
 
 class _Joint:
@@ -147,6 +168,8 @@ class _Joint:
             optimizer.zero_grad(set_to_none=True)
         value = self.loss(self.model, self.images.batch(rows, self.noise), self.noise)
         value.backward()  # type: ignore[no-untyped-call]
+        if (norm := self.run.config.schedule.clip_norm) is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), norm)
         for optimizer in self.optimizers:
             optimizer.step()
         return value.detach()
@@ -237,5 +260,8 @@ def _write(run: TrainingRun, loss: Loss) -> None:
     write_atomically(run.directory.metrics, json.dumps(found, indent=2) + "\n")
 
 
-train_fused = functools.partial(_train, loss=fused_loss)
-train_merged = functools.partial(_train, loss=merged_loss)
+#: By name, as `Row.procedure` has it.
+PROCEDURES = {
+    "train fused": functools.partial(_train, loss=fused_loss),
+    "train merged": functools.partial(_train, loss=merged_loss),
+}

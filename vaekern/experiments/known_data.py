@@ -23,8 +23,9 @@ KNOWN: dict[str, Known] = {
     "mnist": Known((1, 28, 28), 60_000, (0.1307,)),
     "fashion-mnist": Known((1, 28, 28), 60_000, (0.2860,)),
     "cifar-10": Known((3, 32, 32), 50_000, (0.4914, 0.4822, 0.4465)),
-    # as the papers crop them
-    "celeba": Known((3, 64, 64), 162_770, names=("celeba", "celeba140")),
+    # as each paper crops them
+    "celeba": Known((3, 64, 64), 162_770, names=("celeba",)),
+    "celeba140": Known((3, 64, 64), 162_770, names=("celeba140",)),
     "celeba-hq": Known((3, 128, 128), 27_000, names=("celeba-hq",)),
     "dsprites": Known((1, 64, 64), 663_552, names=("dsprites",)),
 }

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vaekern.data import Dataset
 from vaekern.experiments.experiment import Experiment, Row, Settings, merged
+from vaekern.experiments.joint import PROCEDURES as JOINT
+from vaekern.experiments.joint import check_joint
 from vaekern.models import TwoStageVAE
 from vaekern.training.config import Device, TrainConfig
 from vaekern.training.fitting import fitted
@@ -234,7 +236,8 @@ def check(plan: Plan) -> Dataset:
     experiment = plan.experiment
     own = Row("data", "")
     try:
-        found = load_data(plan.config(own, plan.seeds[0]))
+        # Of seed 0 whichever are asked for: the features that images are compared in depend on it.
+        found = load_data(plan.config(own, 0))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --data SPEC says where the data are") from None
     if experiment.kind is not None and found.kind != experiment.kind:
@@ -255,6 +258,8 @@ def check(plan: Plan) -> Dataset:
                 loaded[row.data] = load_data(config)
             its = loaded.get(row.data, found)
             config = fitted(config, its)
+            if row.procedure in JOINT:
+                check_joint(config)
             TwoStageVAE.from_config(config.model, its.sample_shape, its.value_range)
         except (ValueError, TypeError) as error:
             raise ValueError(

@@ -6,8 +6,8 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 
+from vaekern.experiments import joint
 from vaekern.experiments.clock import Clock, TimedLog
-from vaekern.experiments.joint import train_fused, train_merged
 from vaekern.experiments.trained import Show, Trained
 from vaekern.storage.tensors import save_tensors
 from vaekern.training.config import TrainConfig
@@ -75,7 +75,6 @@ def leave_untrained(config: TrainConfig, show: Show) -> Trained:
 PROCEDURES: dict[str, Procedure] = {
     "train": train,
     "train only": train_only,
-    "train fused": train_fused,
-    "train merged": train_merged,
+    **joint.PROCEDURES,
     "leave untrained": leave_untrained,
 }

@@ -35,7 +35,10 @@ class Record:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             complete, measures = bool(found["complete"]), dict(found["measures"])
             skipped = {str(name): str(why) for name, why in found["skipped"].items()}
-            measures = {name: dict(values) for name, values in measures.items()}
+            measures = {
+                name: {key: float(value) for key, value in values.items()}
+                for name, values in measures.items()
+            }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
         self.complete, self.measures, self.skipped = complete, measures, skipped

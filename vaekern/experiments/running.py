@@ -24,7 +24,7 @@ from vaekern.evaluation import (
 from vaekern.experiments import table
 from vaekern.experiments.catalogue import EXPERIMENTS
 from vaekern.experiments.command import command
-from vaekern.experiments.directory import CLASSIFIER, CSV, NUMBERS, PAGE, check_settings, claim
+from vaekern.experiments.directory import CLASSIFIER, CSV, NUMBERS, PAGE, check_run, claimed
 from vaekern.experiments.experiment import Column, Row
 from vaekern.experiments.figures import FIGURES
 from vaekern.experiments.finished import Finished
@@ -38,13 +38,18 @@ from vaekern.experiments.results import Results
 from vaekern.experiments.trained import Show
 from vaekern.storage.errors import DivergedError, RunError
 from vaekern.storage.files import write_atomically
-from vaekern.storage.lock import Lock
 from vaekern.training.config import TrainConfig
-from vaekern.training.run import check_same_data, choose_device, describe_device
+from vaekern.training.run import choose_device, choose_threads, describe_device
 from vaekern.training.run_directory import RunDirectory
 
 # Measures that only read what a run has written.
 AT_ONCE = {"report", "training_time"}
+# What `vaekern train` says of its flags, for a command that has others.
+OF_TRAIN = {
+    "train again with another --run directory": "remove the directory to train it again",
+    "continue with --resume": "go on with the same command",
+    "with --run DIR": "with --out DIR",
+}
 
 
 class Reproduction(NamedTuple):
@@ -124,13 +129,11 @@ def reproduce(
     without = _without_features(plan, loaded)
     if without is not None:
         show(without)
-    claim(plan)
-    lock = Lock(plan.out / "reproduce.lock", str(plan.out), "--out")
-    lock.acquire()
-    try:
-        return _Reproducing(plan, loaded, on, show, extract=without is None)()
-    finally:
-        lock.release()
+    network = None if plan.inception is None else inception_extractor(plan.inception, device=on)
+    with claimed(plan):
+        for row, seed in plan.runs():
+            check_run(plan, row, seed, loaded)
+        return _Reproducing(plan, loaded, on, show, network, extract=without is None)()
 
 
 def _without_features(plan: Plan, data: Dataset) -> str | None:
@@ -164,16 +167,24 @@ class _Reproducing:
         data: the experiment's.
         device: of all runs.
         show: takes the lines of progress.
+        network: whose features images are compared in; None takes a small classifier.
         extract: whether columns that compare images can be computed.
     """
 
     def __init__(
-        self, plan: Plan, data: Dataset, device: torch.device, show: Show, *, extract: bool
+        self,
+        plan: Plan,
+        data: Dataset,
+        device: torch.device,
+        show: Show,
+        network: Extractor | None,
+        *,
+        extract: bool,
     ):
         self.plan, self.data, self.show = plan, data, show
         experiment = plan.experiment
         self.columns = [c for c in experiment.columns if extract or c.measure not in IN_FEATURES]
-        self.extractor = self._extractor(device) if extract else None
+        self.extractor = (network or self._classifier()) if extract else None
         self.results = Results(plan.rows, self.columns, plan.seeds)
         self.results.inception = plan.inception is not None
         self.results.shared = self.extractor is not None
@@ -181,12 +192,15 @@ class _Reproducing:
             file, *tables = experiment.papers
             self.results.paper = quoted(file, tables, recognise(data))
         self.records: dict[tuple[str, int], Record] = {}
+        self.earlier: dict[tuple[str, int], Record | None] = {}
+        self.threads = torch.get_num_threads()
         self.about = self._about(describe_device(device))
 
     def __call__(self) -> Reproduction:
         runs = list(self.plan.runs())
         for index, (row, seed) in enumerate(runs):
             head = f"[{index + 1}/{len(runs)}] {row.name}, seed {seed}"
+            torch.set_num_threads(self.threads)  # a small model has taken one for itself
             try:
                 self._run(row, seed, _prefixed(self.show, f"{head}: "))
             except Exception as error:
@@ -194,6 +208,7 @@ class _Reproducing:
                 self.show(f"{head}: failed: {reason}")
                 self.results.failed[f"{row.name}, seed {seed}"] = reason
             self._write()
+        torch.set_num_threads(self.threads)
         self.about["complete"] = True
         page = self._write()
         for figure in self.plan.experiment.figures if self.results.present() else ():
@@ -202,14 +217,11 @@ class _Reproducing:
                 self.show(f"{figure}.png was not drawn: it takes columns that have no numbers here")
         return Reproduction(page, self.results, self.plan.out)
 
-    def _extractor(self, device: torch.device) -> Extractor | None:
+    def _classifier(self) -> Extractor | None:
         """Features for the whole experiment; None where no column compares images."""
-        plan = self.plan
-        if not any(column.measure in IN_FEATURES for column in plan.experiment.columns):
+        if not any(column.measure in IN_FEATURES for column in self.plan.experiment.columns):
             return None
-        if plan.inception is not None:
-            return inception_extractor(plan.inception, device=device)
-        path = plan.out / CLASSIFIER
+        path = self.plan.out / CLASSIFIER
         with contextlib.suppress(RunError):
             classifier = FeatureClassifier.load(path)
             if classifier.sample_shape == self.data.sample_shape:
@@ -226,9 +238,6 @@ class _Reproducing:
         directory = RunDirectory(config.run_directory)
         record = Record(directory)
         if record.complete:
-            check_settings(directory, config)
-            if row.data == "{data}":
-                check_same_data(self.data, config, directory)
             said = "finished before, skipped"
         else:
             show("trains")
@@ -239,13 +248,17 @@ class _Reproducing:
             record.complete = True
             record.write()
             said = f"trained, {_count(done.epochs, 'epoch')} in {done.seconds:.0f} s"
+            if not done.epochs:
+                said = "nothing was left to train"
         self.records[row.name, seed] = record
-        self._measure(config, record, row, seed, show)
+        if self._measure(config, record, row, seed, show) and said.endswith("skipped"):
+            said = "finished before, and now measured"
         show(said)
 
     def _measure(
         self, config: TrainConfig, record: Record, row: Row, seed: int, show: Show
-    ) -> None:
+    ) -> bool:
+        """Whether there was something left to measure."""
         plan = self.plan
         wanted = dict.fromkeys(column.measure for column in self.columns)
         missing = [each for each in wanted if not record.knows(_name(plan, each))]
@@ -256,6 +269,9 @@ class _Reproducing:
         run = Finished(config, extractor=extractor, stretch=plan.stretch)
         if slow := [each for each in missing if each not in AT_ONCE]:
             show(f"measures {', '.join(slow)}")
+            # as after its training, so that it makes no difference when it is measured
+            threads = choose_threads(config.run.threads, run.subject.model)
+            torch.set_num_threads(threads or self.threads)
         for measure in missing:
             began = time.monotonic()
             try:
@@ -271,6 +287,7 @@ class _Reproducing:
             record.write()
             if (seconds := time.monotonic() - began) > 5:
                 show(f"{measure} took {seconds:.0f} s")
+        return bool(missing)
 
     def _found(self) -> dict[tuple[str, int], Record]:
         """Records of this call's runs, and of finished ones that were in the directory before."""
@@ -283,10 +300,22 @@ class _Reproducing:
                     continue
                 if f"{row.name}, seed {number}" in self.results.failed:
                     continue
-                record = Record(RunDirectory(path))
-                if record.complete:
+                if (record := self._earlier(row, int(number))) is not None:
                     found[row.name, int(number)] = record
         return found
+
+    def _earlier(self, row: Row, seed: int) -> Record | None:
+        """What is known of a finished run of this experiment; looked at once."""
+        key = row.name, seed
+        if key not in self.earlier:
+            record = Record(RunDirectory(self.plan.config(row, seed).run_directory))
+            self.earlier[key] = record if record.complete else None
+            try:
+                check_run(self.plan, row, seed, self.data)
+            except RunError as error:
+                self.earlier[key] = None
+                self.show(f"{row.name}, seed {seed}: left out of the table: {error}")
+        return self.earlier[key]
 
     def _collect(self) -> None:
         results, experiment = self.results, self.plan.experiment
@@ -297,7 +326,7 @@ class _Reproducing:
         results.rows = [
             row
             for row in experiment.rows
-            if row.name in chosen or (row.name in self._before and row.run_name in trained)
+            if row.name in chosen or (self._stood(row) and row.run_name in trained)
         ]
         seeds = {seed for name, seed in records if any(r.run_name == name for r in results.rows)}
         results.seeds = sorted(seeds | set(self.plan.seeds))
@@ -320,13 +349,19 @@ class _Reproducing:
                         labels.append(row.label)
 
     @functools.cached_property
-    def _before(self) -> set[str]:
-        """Names of the rows of the table that was there when this call began."""
+    def _before(self) -> set[str] | None:
+        """The rows of the table that was there when this call began; None of a damaged one."""
+        path = self.plan.out / NUMBERS
         try:
-            found = json.loads((self.plan.out / NUMBERS).read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
             return {row["name"] for row in found["rows"]}
-        except (OSError, ValueError, TypeError, KeyError):
+        except FileNotFoundError:
             return set()
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _stood(self, row: Row) -> bool:
+        return self._before is None or row.name in self._before
 
     def _number(
         self, column: Column, row: Row, record: Record, baseline: Record | None
@@ -384,4 +419,6 @@ def _sentence(error: Exception) -> str:
         return f"{error.what}; lower --set stage1.lr, or --set clip_norm=1, with another --out DIR"
     text = " ".join(str(error).split())
     known = isinstance(error, (RunError, ValueError, TypeError, OSError, ImportError))
+    for of_train, own in OF_TRAIN.items():
+        text = text.replace(of_train, own)
     return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import vaekern
+from vaekern.experiments.command import setting_words
 from vaekern.experiments.experiment import Column, Row
 from vaekern.experiments.measures import IN_FEATURES
 from vaekern.experiments.plan import Plan
@@ -36,6 +37,8 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
     ]
     if short:
         lines.append(f"Fewer runs than seeds: {'; '.join(short)}.")
+    if fewer := _fewer(results):
+        lines.append(f"Fewer numbers than runs, the others not finite or not there: {fewer}.")
     if results.paper is not None:
         lines.append(f"Columns 'paper': {results.paper.source}. {results.paper.note}".rstrip())
     elif experiment.papers:
@@ -43,6 +46,9 @@ def markdown(plan: Plan, results: Results, about: dict[str, Any]) -> str:
     lines += _of_features(results)
     if experiment.notes:
         lines.append(experiment.notes)
+    if plan.settings:
+        words = ", ".join(setting_words(plan.settings))
+        lines.append(f"With other settings than the experiment's own: {words}.")
     if about["epochs"] is not None:
         lines.append(
             f"Shortened: stage 1 of the longest row to {about['epochs']} "
@@ -88,12 +94,25 @@ def _table(results: Results) -> list[str]:
     return lines
 
 
+def _fewer(results: Results) -> str:
+    """The cells that are of fewer runs than their row has."""
+    found = []
+    for row in results.rows:
+        runs = len(_seeds_of(results, row))
+        for column in results.present():
+            spread = results.spread(row, column)
+            if spread is not None and spread.n < runs:
+                found.append(f"{row.label}, {results.heading(column)} {spread.n} of {runs}")
+    return "; ".join(found)
+
+
 def _of_features(results: Results) -> list[str]:
     if not any(column.measure in IN_FEATURES for column in results.present()):
         return []
     if results.inception:
         return ["FID and KID are in Inception's features."]
-    text = "FD and KD are in the features of a small classifier trained on the data"
+    text = "FD and KD, the Frechet and the kernel distance to real images, "
+    text += "are in the features of a small classifier trained on the data"
     text += ", the same for all runs" if results.shared else ""
     paper = results.paper is not None
     return [

@@ -129,7 +129,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("latent_dim", "width", "layers", "second_width", "second_layers"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
     def network_options(self) -> dict[str, int]:

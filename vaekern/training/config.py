@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -233,24 +233,20 @@ KL_SCHEDULES = ("kl_warmup_epochs", "kl_warmup_steps", "free_bits", "capacity")
 # The groups that keep their name as a prefix (--stage1.epochs); all others are flat (--latent-dim).
 STAGES = ("stage1", "stage2")
 
+# Where and how a run is trained, and not what it becomes (but for rounding).
+MACHINE = {"run", "preset", "device", "threads", "tf32", "step", "checkpoint_seconds", "stream"}
+
 # What may differ when a run is continued: everything else would make it another run.
 CHANGEABLE = {
-    *(
-        "run",
-        "preset",
-        "device",
-        "threads",
-        "tf32",
-        "step",
-        "checkpoint_seconds",
-        "clip_norm",
-        "stream",
-    ),
+    *MACHINE,
+    "clip_norm",
     *(f"{s}.{key}" for s in STAGES for key in ("epochs", "lr", "halve_every", "variance_lr")),
 }
 
 
-def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
+def differences(
+    stored: TrainConfig, given: TrainConfig, changeable: Collection[str] = CHANGEABLE
+) -> list[str]:
     """'name: stored -> given' for each setting that may not change when a run is continued."""
     before, after = stored.to_flat(), given.to_flat()
     for stage in STAGES:
@@ -259,5 +255,5 @@ def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
-        if name not in CHANGEABLE and before[name] != after[name]
+        if name not in changeable and before[name] != after[name]
     ]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,3 +265,23 @@ def test_second_stage_improves_the_digits(seed: int, tmp_path: Path) -> None:
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     sigmas = [record["sigma"] for record in records if record["stage"] == 1]
     assert sigmas[-1] < 0.5 * sigmas[0]
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "reproduce"])
+def test_sigterm_ends_a_command_with_a_sentence(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vaekern.experiments
+    import vaekern.training.evaluation
+    import vaekern.training.sampling
+
+    def terminated(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(vaekern.experiments, "reproduce", terminated)
+    monkeypatch.setattr(vaekern.training.evaluation, "evaluate", terminated)
+    monkeypatch.setattr(vaekern.training.sampling, "save_samples", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([command, "digits"]) == 143
+    assert "vaekern: interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -2,7 +2,8 @@
 `vaekern info`.
 
 Needs torch and numpy only until a command asks for more; what is missing is then named with the
-extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or data, 130 Ctrl-C.
+extra that brings it. Exit codes: 0 done, 1 the run failed, 2 wrong flags or data, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # These have a parser of their own: it knows every setting, sampler, diagnostic, experiment.
         own = {"train": _train, "sample": _sample, "evaluate": _evaluate, "reproduce": _reproduce}
         if words[0] in own:
-            return own[words[0]](words[1:])
+            from vaekern.training.interrupt import ended_by_sigterm
+
+            with ended_by_sigterm():
+                return own[words[0]](words[1:])
         arguments = _parser().parse_args(words)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -121,7 +126,7 @@ def _train(words: list[str]) -> int:
             table, page = _trained(config, resume)
     except KeyboardInterrupt as stopped:
         _say(f"\nvaekern: {_interrupted(Path(config.run_directory))}", file=sys.stderr)
-        return 128 + getattr(stopped, "number", 2)
+        return _signalled(stopped)
     path = config.run_directory
     _say(f"\n{table}\n")
     _say(f"Everything on one page: {page}")
@@ -219,6 +224,11 @@ def _sample_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _signalled(stopped: KeyboardInterrupt) -> int:
+    """The exit code of a command that a signal has ended."""
+    return 128 + int(getattr(stopped, "number", signal.SIGINT))
+
+
 def _sample(words: list[str]) -> int:
     from vaekern.storage.errors import RunError
     from vaekern.training.sampling import save_samples
@@ -228,9 +238,9 @@ def _sample(words: list[str]) -> int:
             written = save_samples(**vars(_sample_parser().parse_args(words)))
     except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
         raise _Failure(error) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nvaekern: interrupted", file=sys.stderr)
-        return 130
+        return _signalled(stopped)
     for path in written:
         print(path)
     return 0
@@ -290,9 +300,9 @@ def _evaluate(words: list[str]) -> int:
         found = evaluate(**vars(arguments))
     except (RunError, ValueError, OSError, ModuleNotFoundError) as error:
         raise _Failure(error) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nvaekern: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+        return _signalled(stopped)
     print(found.table)
     if not any(outcome.status == "done" for outcome in found.outcomes.values()):
         raise _Failure("no diagnostic could be computed; the table says why", code=1)
@@ -315,9 +325,9 @@ def _reproduce(words: list[str]) -> int:
         found = reproduce(arguments.pop("name"), **arguments, show=show)
     except (RunError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         raise _Failure(error) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\nvaekern: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _signalled(stopped)
     print(f"\n{found.page}\nTable, numbers, figure and runs are in {found.path}")
     if not found.results.failed:
         return 0

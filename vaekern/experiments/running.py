@@ -133,7 +133,11 @@ def reproduce(
     with claimed(plan):
         for row, seed in plan.runs():
             check_run(plan, row, seed, loaded)
-        return _Reproducing(plan, loaded, on, show, network, extract=without is None)()
+        threads = torch.get_num_threads()
+        try:
+            return _Reproducing(plan, loaded, on, show, network, extract=without is None)()
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _without_features(plan: Plan, data: Dataset) -> str | None:
@@ -208,7 +212,6 @@ class _Reproducing:
                 self.show(f"{head}: failed: {reason}")
                 self.results.failed[f"{row.name}, seed {seed}"] = reason
             self._write()
-        torch.set_num_threads(self.threads)
         self.about["complete"] = True
         page = self._write()
         for figure in self.plan.experiment.figures if self.results.present() else ():
@@ -308,12 +311,12 @@ class _Reproducing:
         """What is known of a finished run of this experiment; looked at once."""
         key = row.name, seed
         if key not in self.earlier:
-            record = Record(RunDirectory(self.plan.config(row, seed).run_directory))
-            self.earlier[key] = record if record.complete else None
+            self.earlier[key] = None
             try:
                 check_run(self.plan, row, seed, self.data)
-            except RunError as error:
-                self.earlier[key] = None
+                record = Record(RunDirectory(self.plan.config(row, seed).run_directory))
+                self.earlier[key] = record if record.complete else None
+            except (RunError, ValueError) as error:  # other settings, or ones that do not fit it
                 self.show(f"{row.name}, seed {seed}: left out of the table: {error}")
         return self.earlier[key]
 

@@ -13,6 +13,7 @@ from torch import nn
 from vaekern.cli import main
 from vaekern.evaluation import generation_scores, module_extractor
 from vaekern.models import SAMPLERS
+from vaekern.storage.errors import RunError
 from vaekern.training import TrainConfig, TrainingRun, evaluate, load_model
 from vaekern.training.evaluation import needs
 from vaekern.training.evaluation.subject import Subject
@@ -96,6 +97,11 @@ def test_what_is_missing_is_named(
         "torchmetrics is not installed; pip install 'vaekern[eval]'"
     )
     assert found.outcomes["precision_recall"].status == "done"
+    # which has added to the first evaluation, whose other rows do not depend on features
+    path = found.path / "evaluation.json"
+    assert {"active_units", *ROWS} == set(json.loads(path.read_text())["diagnostics"])
+    with pytest.raises(RunError, match=r"\(extractor: features of pixels -> None\), of which 1 "):
+        evaluate(run.path, only=["active_units", "kernel_distances", "frechet_distances"])
 
 
 def test_a_file_that_is_no_inception_is_refused_before_anything(

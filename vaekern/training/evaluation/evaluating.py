@@ -24,6 +24,7 @@ from vaekern.training.checkpoints import reached, second_stage_is_trained
 from vaekern.training.config import TrainConfig
 from vaekern.training.evaluation.catalogue import DIAGNOSTICS
 from vaekern.training.evaluation.earlier import earlier
+from vaekern.training.evaluation.needs import features
 from vaekern.training.evaluation.outcome import Outcome
 from vaekern.training.evaluation.row import Diagnostic
 from vaekern.training.evaluation.subject import Subject
@@ -157,7 +158,7 @@ def evaluate(
     epoch = _best_epoch(directory) if best else None
     head = _head(config, data, two_stages, epoch)
     outcomes: dict[str, Outcome] = {}
-    others = [row.name for row in DIAGNOSTICS if row not in chosen]
+    others = {row.name: features in row.needs for row in DIAGNOSTICS if row not in chosen}
     kept = earlier(folder / NUMBERS, about, others, model_file)
     _prepare(folder, [row for row in DIAGNOSTICS if row.name not in kept])
 

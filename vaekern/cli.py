@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _parser().print_help()
             return 0
         # These have a parser of their own: it knows every setting, sampler, diagnostic, experiment.
-        own = {"train": _train, "sample": _sample, "evaluate": _evaluate, "reproduce": _reproduce}
+        own = {"sample": _sample, "evaluate": _evaluate, "reproduce": _reproduce}
+        if words[0] == "train":  # which torchrun ends by SIGTERM, and sees to it itself
+            return _train(words[1:])
         if words[0] in own:
             from vaekern.training.interrupt import ended_by_sigterm
 

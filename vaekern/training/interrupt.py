@@ -40,7 +40,8 @@ def ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if signal.getsignal(signal.SIGTERM) is stop:  # and not ignored to the end, as torchrun's is
+            signal.signal(signal.SIGTERM, previous)
 
 
 class StopRequest:

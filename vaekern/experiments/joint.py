@@ -22,6 +22,7 @@ from vaekern.experiments.clock import Clock
 from vaekern.experiments.trained import Show, Trained
 from vaekern.models import TwoStageVAE
 from vaekern.models.batch_norm import fit_batch_norm
+from vaekern.models.config import SystemConfig
 from vaekern.nn import X_LOGVAR_MIN
 from vaekern.storage.errors import DivergedError
 from vaekern.storage.files import write_atomically
@@ -31,6 +32,7 @@ from vaekern.training.interrupt import Stopped, StopRequest
 from vaekern.training.metrics import sigma
 from vaekern.training.progress import Progress, Standing
 from vaekern.training.run import TrainingRun
+from vaekern.training.schedule_config import EpsConfig, KLConfig, ScheduleConfig
 from vaekern.training.scores import MMD_SAMPLES, compute_scores
 from vaekern.training.seeds import derived_seed
 from vaekern.training.sources import Images
@@ -38,8 +40,13 @@ from vaekern.training.step import make_optimizer
 
 Loss = Callable[[TwoStageVAE, Tensor, torch.Generator], Tensor]
 
-# Settings of the objective and of the run without effect here, beside those of KL and schedules.
-UNKNOWN = ("posterior_samples", "precision")
+# Settings without effect here.
+UNKNOWN = {"posterior_samples", "precision"} | {
+    of.name
+    for part in (KLConfig, EpsConfig, ScheduleConfig, SystemConfig)
+    for of in dataclasses.fields(part)
+    if of.name != "clip_norm"
+}
 FILE, KIND = "joint.safetensors", "vaekern joint training"
 
 
@@ -73,15 +80,11 @@ def check_joint(config: TrainConfig) -> None:
     Raises:
         ValueError: the first of them.
     """
-    default = TrainConfig()
-    for part in ("kl", "eps", "schedule", "system", "objective", "run"):
-        for of in dataclasses.fields(getattr(config, part)):
-            known = part in ("objective", "run") and of.name not in UNKNOWN
-            value = getattr(getattr(config, part), of.name)
-            if known or of.name == "clip_norm" or value == getattr(getattr(default, part), of.name):
-                continue
+    default = TrainConfig().to_flat()
+    for name, value in config.to_flat().items():
+        if name in UNKNOWN and value != default[name]:
             raise ValueError(
-                f"training both stages at once knows no {of.name}, got {value}; leave it out"
+                f"training both stages at once knows no {name}, got {value}; leave it out"
             )
 
 

@@ -23,7 +23,7 @@ from vaekern.training.run import load_data
 DEVICES = get_args(Device)
 # Numbers of a set that is read again for every row that puts something on it.
 SMALL = 50_000_000
-MOST_SEEDS = 10_000
+MOST_SEEDS = 10_000  # a larger number is a seed that was taken for how many
 
 
 @dataclass(frozen=True)

@@ -133,11 +133,11 @@ def reproduce(
     with claimed(plan):
         for row, seed in plan.runs():
             check_run(plan, row, seed, loaded)
-        threads = torch.get_num_threads()
+        reproducing = _Reproducing(plan, loaded, on, show, network, extract=without is None)
         try:
-            return _Reproducing(plan, loaded, on, show, network, extract=without is None)()
+            return reproducing()
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(reproducing.threads)
 
 
 def _without_features(plan: Plan, data: Dataset) -> str | None:
@@ -240,9 +240,9 @@ class _Reproducing:
         config = plan.config(row, seed)
         directory = RunDirectory(config.run_directory)
         record = Record(directory)
-        if record.complete:
-            said = "finished before, skipped"
-        else:
+        said = "finished before, skipped"
+        trains = not record.complete
+        if trains:
             show("trains")
             done = PROCEDURES[row.procedure](config, show)
             for remark in done.remarks:
@@ -254,7 +254,7 @@ class _Reproducing:
             if not done.epochs:
                 said = "nothing was left to train"
         self.records[row.name, seed] = record
-        if self._measure(config, record, row, seed, show) and said.endswith("skipped"):
+        if self._measure(config, record, row, seed, show) and not trains:
             said = "finished before, and now measured"
         show(said)
 
@@ -329,7 +329,7 @@ class _Reproducing:
         results.rows = [
             row
             for row in experiment.rows
-            if row.name in chosen or (self._stood(row) and row.run_name in trained)
+            if row.name in chosen or (row.name in self._before and row.run_name in trained)
         ]
         seeds = {seed for name, seed in records if any(r.run_name == name for r in results.rows)}
         results.seeds = sorted(seeds | set(self.plan.seeds))
@@ -352,8 +352,8 @@ class _Reproducing:
                         labels.append(row.label)
 
     @functools.cached_property
-    def _before(self) -> set[str] | None:
-        """The rows of the table that was there when this call began; None of a damaged one."""
+    def _before(self) -> set[str]:
+        """Rows of the table that was there when this call began; where it is damaged, of any."""
         path = self.plan.out / NUMBERS
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -361,10 +361,7 @@ class _Reproducing:
         except FileNotFoundError:
             return set()
         except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def _stood(self, row: Row) -> bool:
-        return self._before is None or row.name in self._before
+            return {row.name for row in self.plan.experiment.rows}
 
     def _number(
         self, column: Column, row: Row, record: Record, baseline: Record | None

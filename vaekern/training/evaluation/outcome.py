@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with null for what is not finite."""
         flat = {key: value for key, value in asdict(self).items() if value not in (None, {}, [])}
-        plain: dict[str, Any] = _finite(flat)
+        plain: dict[str, Any] = _each(flat, _finite)
         return plain
 
     @classmethod
@@ -48,20 +49,21 @@ class Outcome:
         Raises:
             TypeError: fields that an outcome does not have.
         """
-        return cls(**{key: _numbers(value) for key, value in plain.items()})
+        return cls(**_each(plain, _number))
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The value with every number and text in it changed."""
+    if isinstance(value, dict):
+        return {key: _each(each, change) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_each(each, change) for each in value]
+    return change(value)
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbers(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_numbers(each) for each in value]
+def _number(value: Any) -> Any:
     return math.nan if value is None else value
